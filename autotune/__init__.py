@@ -1,0 +1,1 @@
+"""Distributed hyperparameter search for deep models in biology and medicine."""

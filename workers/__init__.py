@@ -1,0 +1,1 @@
+"""Workers: agents that pull trials from a store and train models."""

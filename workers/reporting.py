@@ -1,0 +1,136 @@
+"""What an objective sees of its trial. Workloads import this module and nothing else of the service.
+
+An objective is any callable ``objective(trial) -> float | dict | Result``:
+
+* a float is the value of the campaign's metric;
+* a dict maps names to numbers (metrics) or other JSON values (facts shown in the tables);
+* a `Result` says of each metric what it is (split, estimator, standard error).
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class TrialStopped(Exception):  # noqa: N818 - a signal to the objective, not an error
+    """Raised by `Trial.report` when the trial must end now (cancelled, or its lease was lost).
+
+    Objectives let it pass; they may clean up in ``finally`` blocks.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One measured number with what it means.
+
+    Attributes:
+        value: The number.
+        se: Its standard error, same unit, or None when unknown.
+        split: The part of the data it was measured on: ``train``, ``validation`` or ``test``.
+        estimator: How it was computed, in words.
+        draws: Number of Monte Carlo draws per item, where there are any.
+        epoch: Number of epochs trained of the state that was scored.
+        n: Number of items (cells) averaged over.
+    """
+
+    value: float
+    se: float | None = None
+    split: str | None = None
+    estimator: str | None = None
+    draws: int | None = None
+    epoch: int | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a training returns.
+
+    Attributes:
+        metrics: Name -> `Metric`; must hold the campaign's metric.
+        facts: Name -> plain JSON value, shown as columns of the tables (``n_epochs``, ``n_params``, ...).
+    """
+
+    metrics: Mapping[str, Metric]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _ignore(step: int, metrics: Mapping[str, float]) -> None:
+    """Drop a report: the default of a trial that runs outside a worker."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One training of one configuration, as its objective sees it.
+
+    Also usable outside a worker, to try an objective by hand: ``objective(Trial(params={"x": 1.0}))``.
+
+    Attributes:
+        params: The configuration: name -> value, the campaign's `fixed` values included.
+        campaign: Name of the campaign.
+        number: Number of the trial, 0, 1, 2, ...
+        fold: Cross-validation fold, 0 by default.
+        replicate: Repetition of the configuration, 0 by default.
+        attempt: 0 for the first try at this trial, 1 for the second, ...
+        seed: Seed of this trial, from (campaign seed, number); the same on every attempt.
+        device: ``"cpu"`` or ``"cuda:0"`` (a slot sees its own device only).
+        threads: Number of CPU threads that this trial may use.
+        metric: Name of the campaign's metric.
+        mode: ``"min"`` or ``"max"``.
+        data: What the workload's `prepare` returned, shared by the trials of a host; read only.
+    """
+
+    params: Mapping[str, Any]
+    campaign: str = ""
+    number: int = 0
+    fold: int = 0
+    replicate: int = 0
+    attempt: int = 0
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 1
+    metric: str = "loss"
+    mode: str = "min"
+    data: Any = None
+    send: Callable[[int, Mapping[str, float]], None] = _ignore
+
+    def report(self, step: int, **metrics: float) -> None:
+        """Report metrics at a step (an epoch, usually). Idempotent on (trial, step); cheap, never blocks on the store.
+
+        Args:
+            step: Non-negative integer, resource spent so far (epochs trained).
+            **metrics: Name -> number. NaN is allowed and is shown as such.
+
+        Raises:
+            TrialStopped: If this trial must end now.
+            TypeError: If a metric is not a number, or the step is not a non-negative integer.
+        """
+        if isinstance(step, bool) or not isinstance(step, numbers.Integral) or step < 0:
+            raise TypeError(f"step must be a non-negative integer, not {step!r}")
+        self.send(int(step), {name: as_float(name, value) for name, value in metrics.items()})
+
+
+def as_float(name: str, value: Any) -> float:
+    """Return `value` as a float.
+
+    Args:
+        name: What the value is, for the error.
+        value: An int, float, or zero-dimensional array or tensor.
+
+    Raises:
+        TypeError: If it is not a number.
+    """
+    if hasattr(value, "item") and not isinstance(value, numbers.Number):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    return float(value)
+
+
+def is_finite(value: float) -> bool:
+    """Return whether `value` is neither NaN nor infinite."""
+    return math.isfinite(value)
