@@ -1,0 +1,263 @@
+"""The campaign file: YAML, JSON or a Python mapping, validated; an unknown key names the nearest known one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from autotune.errors import CampaignError, nearest
+from autotune.yaml_reader import read_yaml
+
+NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,79}$")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class MetricSpec(_Section):
+    """What is optimised.
+
+    Attributes:
+        name: Name of a metric that the objective returns.
+        mode: ``min`` or ``max``.
+    """
+
+    name: str = Field(min_length=1, pattern=r"^[^.$\s][^.$]*$")
+    mode: Literal["min", "max"] = "min"
+
+
+class Budget(_Section):
+    """When the campaign ends.
+
+    Attributes:
+        max_trials: So many trials, each counted once however often it was tried.
+    """
+
+    max_trials: int = Field(ge=1, le=1_000_000)
+
+
+class LeaseSettings(_Section):
+    """How fast a lost worker is noticed.
+
+    Attributes:
+        duration_s: A trial goes back to the queue that long after its worker was last heard of.
+        renewal_s: How often a worker renews its leases.
+    """
+
+    duration_s: float = Field(default=30.0, ge=1.0, le=86_400.0, strict=False)
+    renewal_s: float = Field(default=10.0, ge=0.1, le=3_600.0, strict=False)
+
+
+class FailureSettings(_Section):
+    """What failures mean for the campaign.
+
+    Attributes:
+        abort_after: The campaign stops when its first so many trials all failed for the same cause; 0: never.
+    """
+
+    abort_after: int = Field(default=10, ge=0)
+
+
+class Campaign(_Section):
+    """One search: objective, data, space, search algorithm, schedule, budget.
+
+    Attributes:
+        name: Unique name in its store: letters, digits, ``-`` and ``_``.
+        objective: Name of a workload (``scvi``, ``baseline``) or ``module:callable``.
+        data: What the workload reads, for example ``{path: cells.h5ad, genes: {top_variance: 558}}``; or None.
+        split: How the data is divided, for example ``{validation: 0.25, seed: 0, by: donor_id}``; or None.
+        metric: What is optimised; default: the workload's own metric.
+        space: ``"default"`` for the workload's own, or name -> parameter definition.
+        search: Search algorithm with its settings and seed.
+        schedule: ``{algorithm: none}``: every trial trains to its end.
+        budget: When the campaign ends.
+        fixed: Parameters and settings with one value for all trials; they take precedence over the default space.
+        lease: Lease and renewal intervals.
+        failures: What failures mean for the campaign.
+        description: Free text.
+    """
+
+    name: str
+    objective: str = Field(min_length=1)
+    data: dict[str, Any] | None = None
+    split: dict[str, Any] | None = None
+    metric: MetricSpec | None = None
+    space: Any = "default"
+    search: dict[str, Any] = Field(default_factory=lambda: {"algorithm": "tpe"})
+    schedule: dict[str, Any] = Field(default_factory=lambda: {"algorithm": "none"})
+    budget: Budget
+    fixed: dict[str, Any] = Field(default_factory=dict)
+    lease: LeaseSettings = LeaseSettings()
+    failures: FailureSettings = FailureSettings()
+    description: str = ""
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not NAME_PATTERN.match(value):
+            raise ValueError("use up to 80 letters, digits, '-' and '_', starting with a letter or digit")
+        return value
+
+    @field_validator("schedule")
+    @classmethod
+    def _schedule(cls, value: dict[str, Any]) -> dict[str, Any]:
+        unknown = set(value) - {"algorithm"}
+        if unknown:
+            key = sorted(unknown)[0]
+            raise ValueError(f"unknown key '{key}'{nearest(key, ['algorithm'])}")
+        if value.get("algorithm", "none") not in (None, "none"):
+            raise ValueError(f"unknown algorithm '{value['algorithm']}'; known: none")
+        return {"algorithm": "none"}
+
+    @property
+    def is_callable(self) -> bool:
+        """Whether the objective is ``module:callable`` and not a workload."""
+        return ":" in self.objective
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the campaign as plain JSON values."""
+        return self.model_dump(mode="json")
+
+
+def parse_campaign(content: Mapping[str, Any], source: str = "campaign") -> Campaign:
+    """Validate a mapping.
+
+    Args:
+        content: The campaign as plain values.
+        source: What to call it in errors, for example the file's name.
+
+    Raises:
+        CampaignError: One line naming the key, and for an unknown key the nearest known one.
+    """
+    if not isinstance(content, Mapping):
+        raise CampaignError(f"{source}: a campaign is a mapping of keys to values, not {type(content).__name__}")
+    for key in content:
+        if not isinstance(key, str):
+            raise CampaignError(f"{source}: key {key!r} must be text")
+    try:
+        campaign = Campaign.model_validate(dict(content))
+    except ValidationError as error:
+        raise CampaignError(f"{source}: {_explain(error)}") from None
+    if campaign.lease.renewal_s * 2 > campaign.lease.duration_s:
+        raise CampaignError(
+            f"{source}: lease.renewal_s ({campaign.lease.renewal_s:g}) must be at most half of "
+            f"lease.duration_s ({campaign.lease.duration_s:g})"
+        )
+    _check_plain(campaign, source)
+    return campaign
+
+
+def load_campaign(path: str | Path, overrides: Iterable[str] = ()) -> Campaign:
+    """Read a campaign file (YAML or JSON) and apply ``key=value`` overrides.
+
+    A relative ``data.path`` is looked up beside the file first, then in the working directory, and made absolute.
+
+    Args:
+        path: The file.
+        overrides: For example ``["budget.max_trials=12", "data.path=/data/cells.h5ad"]``; values are YAML.
+
+    Raises:
+        CampaignError: If the file cannot be read, is not valid YAML, or is not a valid campaign.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise CampaignError(f"there is no campaign file {file}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CampaignError(f"cannot read {file}: {error}") from None
+    content = read_yaml(text, str(file))
+    if not isinstance(content, dict):
+        raise CampaignError(f"{file}: a campaign is a mapping of keys to values, not {type(content).__name__}")
+    for override in overrides:
+        apply_override(content, override)
+    resolve_data_path(content, file.parent)
+    return parse_campaign(content, file.name)
+
+
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Set one ``dotted.key=value`` in a campaign's content; the value is read as YAML.
+
+    Raises:
+        CampaignError: If the text has no ``=``, or a part of the key is not a mapping.
+    """
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise CampaignError(f"--set takes key=value, for example budget.max_trials=12, not '{override}'")
+    value = read_yaml(text, f"--set {key}: '{text}'")
+    *parents, last = key.strip().split(".")
+    place = content
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise CampaignError(f"--set {key}: '{parent}' is a value, not a mapping")
+    place[last] = value
+
+
+def resolve_data_path(content: dict[str, Any], folder: Path) -> None:
+    """Make a relative ``data.path`` absolute: beside the campaign file if it is there, else in the working directory."""
+    data = content.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("path"), str):
+        return
+    path = Path(data["path"]).expanduser()
+    if not path.is_absolute():
+        beside = folder / path
+        path = beside if beside.exists() or not path.exists() else path
+    data["path"] = str(path.absolute())
+
+
+def _explain(error: ValidationError) -> str:
+    """Return the first problem of a pydantic error as one line."""
+    problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
+    problem = problems[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    match problem["type"]:
+        case "extra_forbidden":
+            *parents, key = (str(part) for part in problem["loc"])
+            inside = f" in '{'.'.join(parents)}'" if parents else ""
+            return f"unknown key '{key}'{inside}{nearest(key, _known_keys(parents))}"
+        case "missing":
+            return f"key '{where}' is missing"
+        case "value_error":
+            return f"{where}: {problem['ctx']['error']}"
+        case _:
+            return f"{where}: {problem['msg'].lower()}, not {problem['input']!r}"
+
+
+def _known_keys(parents: list[str]) -> list[str]:
+    model: Any = Campaign
+    for parent in parents:
+        annotation = model.model_fields[parent].annotation
+        model = next((a for a in getattr(annotation, "__args__", (annotation,)) if hasattr(a, "model_fields")), None)
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def _check_plain(campaign: Campaign, source: str) -> None:
+    """Refuse what JSON or MongoDB cannot hold, so that nothing is half-written later."""
+    for section in ("data", "split", "search", "fixed"):
+        value = getattr(campaign, section)
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise CampaignError(f"{source}: {section} holds a value that is not plain JSON: {error}") from None
+        for key in _keys(value):
+            if not isinstance(key, str) or not key or key.startswith("$") or "." in key or "\0" in key:
+                raise CampaignError(f"{source}: {section} has the key {key!r}; keys are text without '.' or a leading '$'")
+
+
+def _keys(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield key
+            yield from _keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _keys(inner)

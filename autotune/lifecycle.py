@@ -1,0 +1,117 @@
+"""The one table of allowed moves of a trial, and the policy that says what an ended attempt means.
+
+Pure: nothing here knows a database or a clock. Stores carry the moves out atomically; the state that a move
+expects and the state that it leads to are read from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+from autotune.errors import StateError
+from autotune.trial import Cause, TrialState
+
+
+class Event(StrEnum):
+    """What can happen to a trial."""
+
+    CLAIM = "claim"
+    RENEW = "renew"
+    REPORT = "report"
+    FINISH = "finish"
+    FAIL = "fail"
+    RELEASE = "release"
+    PRUNE = "prune"
+    PAUSE = "pause"
+    PROMOTE = "promote"
+    CANCEL = "cancel"
+    RETRY = "retry"
+
+
+_S = TrialState
+
+MOVES: dict[Event, tuple[frozenset[TrialState], TrialState]] = {
+    Event.CLAIM: (frozenset({_S.QUEUED}), _S.RUNNING),
+    Event.RENEW: (frozenset({_S.RUNNING}), _S.RUNNING),
+    Event.REPORT: (frozenset({_S.RUNNING}), _S.RUNNING),
+    Event.FINISH: (frozenset({_S.RUNNING}), _S.FINISHED),
+    Event.FAIL: (frozenset({_S.RUNNING}), _S.FAILED),
+    Event.RELEASE: (frozenset({_S.RUNNING}), _S.QUEUED),
+    Event.PRUNE: (frozenset({_S.RUNNING, _S.PAUSED}), _S.PRUNED),
+    Event.PAUSE: (frozenset({_S.RUNNING}), _S.PAUSED),
+    Event.PROMOTE: (frozenset({_S.PAUSED}), _S.QUEUED),
+    Event.CANCEL: (frozenset({_S.QUEUED, _S.RUNNING, _S.PAUSED}), _S.CANCELLED),
+    Event.RETRY: (frozenset({_S.FAILED, _S.CANCELLED}), _S.QUEUED),
+}
+"""Event -> (states it is allowed in, state it leads to)."""
+
+FENCED = frozenset(
+    {Event.RENEW, Event.REPORT, Event.FINISH, Event.FAIL, Event.RELEASE, Event.PAUSE}
+)
+"""Events that only the holder of the trial's lease may cause (a reaper releases for a holder that is gone)."""
+
+MAX_KILLED_ATTEMPTS = 5
+"""So many attempts of one trial may end by a kill of its process before the trial counts as failed."""
+
+
+def sources(event: Event) -> list[str]:
+    """Return the states in which `event` is allowed, sorted."""
+    return sorted(MOVES[event][0])
+
+
+def target(event: Event) -> TrialState:
+    """Return the state that `event` leads to."""
+    return MOVES[event][1]
+
+
+def move(state: TrialState, event: Event) -> TrialState:
+    """Return the state after `event`.
+
+    Raises:
+        StateError: If `event` is not allowed in `state`.
+    """
+    allowed, after = MOVES[event]
+    if state not in allowed:
+        raise StateError(f"a trial that is {state} cannot {event}; allowed when {', '.join(sorted(allowed))}")
+    return after
+
+
+def after_attempt(cause: Cause, *, killed_before: int = 0, process_killed: bool = False) -> Event:
+    """Return what happens to a trial whose attempt ended for `cause`.
+
+    Losing a worker or being preempted gives the trial back, without limit. A training process that something
+    killed while its worker lived goes back too, but not for ever: after `MAX_KILLED_ATTEMPTS` such attempts the
+    trial fails, since a training that gets itself killed each time would otherwise run for ever.
+
+    Args:
+        cause: Why the attempt ended.
+        killed_before: Number of earlier attempts of this trial whose process was killed.
+        process_killed: Whether this attempt's process was killed while its worker lived.
+    """
+    if cause is Cause.LOST and process_killed and killed_before + 1 >= MAX_KILLED_ATTEMPTS:
+        return Event.FAIL
+    if cause in (Cause.LOST, Cause.PREEMPTED):
+        return Event.RELEASE
+    if cause is Cause.STOPPED:
+        return Event.CANCEL
+    if cause is Cause.SCHEDULE:
+        return Event.PRUNE
+    return Event.FAIL
+
+
+def common_failure(causes: Sequence[tuple[str, str] | None], first: int) -> str | None:
+    """Return why a campaign should stop because everything fails from its start, or None.
+
+    Args:
+        causes: Per ended trial in order of number, (cause, message) of a failed one, None for any other end.
+        first: So many trials must all have failed for the same cause; 0 switches the rule off.
+    """
+    if first < 1 or len(causes) < first:
+        return None
+    head = causes[:first]
+    failed = [c for c in head if c is not None]
+    if len(failed) < first or len({cause for cause, _ in failed}) > 1:
+        return None
+    cause, message = failed[-1]
+    return f"the first {first} trials all failed ({cause}): {message}"

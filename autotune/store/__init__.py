@@ -1,0 +1,1 @@
+"""The trial store: campaigns, trials, reports, workers and leaders on MongoDB."""

@@ -1,0 +1,117 @@
+"""The contract of a trial store, in prose. `autotune.store.mongo` carries it out on MongoDB.
+
+**Acknowledged means kept.** A method that returns has written with majority write concern, journaled. A method
+that raises `StoreUnreachableError` may or may not have written; calling it again with the same arguments is safe.
+
+**One owner.** Every write to a running trial (`renew`, `report`, `finish`, `fail`, `release`) carries the lease's
+token in the filter of the same atomic operation. A writer whose token is no longer the trial's gets
+`LeaseLostError`; a result that came that way is kept beside the attempt as its late result, never over the trial's.
+
+**The store's clock alone judges leases.** No method takes a time from the caller. A lease runs out `duration_s`
+after it was given or last renewed, on the clock of the database. Running out changes nothing by itself: the holder
+keeps its trial until `reap` gives it back. So a holder that was slow, while nobody else took the trial, still wins.
+
+**Moves are those of `autotune.lifecycle`.** Each write names the states that it expects and says whether it won.
+Finished trials never change.
+
+**Numbers and configurations are unique** within a campaign; `propose` raises `DuplicateError` for either, and has
+then written nothing. With numbers limited to ``0 .. max_trials - 1`` that makes the budget exact whatever number of
+coordinators runs.
+
+**Reports are idempotent** on (trial, step); a report of an earlier attempt never replaces one of a later attempt.
+
+**No code.** Only plain JSON values go in, and nothing that comes out is evaluated.
+
+Collections (each document has a ``schema_version``; validators and indexes are in `autotune.store.schema`):
+
+``campaigns``  ``_id`` = name; ``state``, ``message``, ``spec`` (the campaign file), ``spec_hash``, ``space`` (resolved),
+               ``metric``, ``facts`` (of data and split), ``max_trials``, ``created_at``, ``ended_at``
+``trials``     ``campaign``, ``number``, ``fold``, ``replicate``, ``params``, ``config_hash``, ``state``, ``seed``, ``lease`` (``owner``,
+               ``token``, ``duration_s``, ``expires_at``) while it runs, ``attempts`` (each with ``token``, ``owner``, ``host``, ``device``,
+               times, ``cause`` ...), ``score``, ``metrics``, ``facts``, ``proposed_at``, ``started_at``, ``ended_at``
+``reports``    ``campaign``, ``number``, ``step``, ``attempt``, ``metrics``, ``at``
+``workers``    ``_id`` = worker id; ``host``, ``pid``, ``slots``, ``devices``, ``campaigns`` (null: all), ``state``, ``seen_at``
+``leaders``    ``_id`` = campaign; ``owner``, ``expires_at``: the coordinator that proposes
+``events``     audit: ``campaign``, ``at``, ``action``, ``who``, ``detail``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from autotune.trial import CampaignState
+
+
+@dataclass(frozen=True, kw_only=True)
+class CampaignRecord:
+    """A campaign as the store has it.
+
+    Attributes:
+        name: Unique name.
+        state: Where it is in its life.
+        message: Why it is there, one line, or empty.
+        spec: The campaign file as plain values, with defaults filled in.
+        spec_hash: Hash of the definition: two launches with the same hash are the same campaign.
+        space: The resolved search space as plain values.
+        metric: ``{"name": ..., "mode": "min" | "max"}``.
+        facts: What was found in the data and the split at launch.
+        max_trials: The budget.
+        created_at: On the database's clock.
+        ended_at: On the database's clock, or None.
+    """
+
+    name: str
+    state: CampaignState = CampaignState.RUNNING
+    message: str = ""
+    spec: Mapping[str, Any]
+    spec_hash: str
+    space: Mapping[str, Any]
+    metric: Mapping[str, str]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    max_trials: int
+    created_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerRecord:
+    """A worker as the store has it.
+
+    Attributes:
+        id: Unique id, host and process in it.
+        host: Name of the host.
+        pid: Process id of the agent.
+        slots: Number of trials it runs at a time.
+        devices: What its slots run on.
+        campaigns: Names that it serves, or None for all.
+        versions: Versions of the packages that matter.
+        state: ``active`` or ``stopped``.
+        started_at: On the database's clock.
+        seen_at: When it was last heard of.
+    """
+
+    id: str
+    host: str
+    pid: int
+    slots: int
+    devices: tuple[str, ...] = ()
+    campaigns: tuple[str, ...] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    state: str = "active"
+    started_at: datetime | None = None
+    seen_at: datetime | None = None
+
+
+class Watch(Protocol):
+    """Waits for changes in the store; usable as a context manager."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return True when something changed since the last call, False after `timeout_s` seconds of quiet."""
+        ...
+
+    def close(self) -> None:
+        """Stop watching."""
+        ...

@@ -1,0 +1,181 @@
+"""Between the store's documents and the values of `autotune.trial`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from autotune.store.base import CampaignRecord, WorkerRecord
+from autotune.store.schema import SCHEMA_VERSION
+from autotune.trial import Attempt, CampaignState, Failure, Lease, Report, Result, Trial, TrialState
+
+Document = dict[str, Any]
+
+TRACEBACK_CHARS = 8_000
+LOG_CHARS = 8_000
+MESSAGE_CHARS = 2_000
+
+
+def campaign_document(record: CampaignRecord) -> Document:
+    """Return the document of a new campaign, without its times."""
+    return {
+        "_id": record.name,
+        "schema_version": SCHEMA_VERSION,
+        "state": str(record.state),
+        "message": record.message,
+        "spec": dict(record.spec),
+        "spec_hash": record.spec_hash,
+        "space": dict(record.space),
+        "metric": dict(record.metric),
+        "facts": dict(record.facts),
+        "max_trials": record.max_trials,
+        "ended_at": None,
+    }
+
+
+def campaign_record(document: Mapping[str, Any]) -> CampaignRecord:
+    """Return the value of a campaign's document."""
+    return CampaignRecord(
+        name=document["_id"],
+        state=CampaignState(document["state"]),
+        message=document.get("message", ""),
+        spec=document["spec"],
+        spec_hash=document["spec_hash"],
+        space=document["space"],
+        metric=document["metric"],
+        facts=document.get("facts", {}),
+        max_trials=int(document["max_trials"]),
+        created_at=document.get("created_at"),
+        ended_at=document.get("ended_at"),
+    )
+
+
+def trial_document(
+    campaign: str, number: int, params: Mapping[str, Any], config_hash: str, seed: int, fold: int, replicate: int
+) -> Document:
+    """Return the document of a new trial, without its times."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "campaign": campaign,
+        "number": number,
+        "fold": fold,
+        "replicate": replicate,
+        "params": dict(params),
+        "config_hash": config_hash,
+        "state": str(TrialState.QUEUED),
+        "seed": seed,
+        "lease": None,
+        "attempts": [],
+        "score": None,
+        "metrics": {},
+        "facts": {},
+        "started_at": None,
+        "ended_at": None,
+    }
+
+
+def trial_value(document: Mapping[str, Any]) -> Trial:
+    """Return the value of a trial's document; fields that a projection left out have their defaults."""
+    attempts = tuple(attempt_value(a) for a in document.get("attempts", []))
+    return Trial(
+        campaign=document["campaign"],
+        number=int(document["number"]),
+        params=document.get("params", {}),
+        config_hash=document.get("config_hash", ""),
+        state=TrialState(document["state"]),
+        seed=int(document.get("seed", 0)),
+        fold=int(document.get("fold", 0)),
+        replicate=int(document.get("replicate", 0)),
+        attempts=attempts,
+        lease=lease_value(document, len(attempts) - 1),
+        score=document.get("score"),
+        metrics=document.get("metrics", {}),
+        facts=document.get("facts", {}),
+        proposed_at=document.get("proposed_at"),
+        started_at=document.get("started_at"),
+        ended_at=document.get("ended_at"),
+    )
+
+
+def lease_value(document: Mapping[str, Any], attempt: int) -> Lease | None:
+    """Return the lease in a trial's document, or None."""
+    lease = document.get("lease")
+    if not lease:
+        return None
+    return Lease(
+        campaign=document["campaign"],
+        number=int(document["number"]),
+        owner=lease.get("owner", ""),
+        token=lease.get("token", ""),
+        attempt=attempt,
+        duration_s=float(lease.get("duration_s", 0.0)),
+        expires_at=lease.get("expires_at"),
+    )
+
+
+def attempt_value(document: Mapping[str, Any]) -> Attempt:
+    """Return the value of an attempt in a trial's document."""
+    return Attempt(
+        token=document.get("token", ""),
+        owner=document.get("owner", ""),
+        host=document.get("host", ""),
+        device=document.get("device", ""),
+        started_at=document.get("started_at"),
+        ended_at=document.get("ended_at"),
+        cause=document.get("cause"),
+        message=document.get("message"),
+        traceback=document.get("traceback"),
+        log_tail=document.get("log_tail"),
+        exit_code=document.get("exit_code"),
+        timing=document.get("timing") or {},
+        late_result=document.get("late_result"),
+    )
+
+
+def failure_fields(failure: Failure) -> Document:
+    """Return what a failure adds to its attempt; long texts keep their ends."""
+    return {
+        "cause": str(failure.cause),
+        "message": failure.message[:MESSAGE_CHARS],
+        "traceback": tail(failure.traceback, TRACEBACK_CHARS),
+        "log_tail": tail(failure.log_tail, LOG_CHARS),
+        "exit_code": failure.exit_code,
+    }
+
+
+def result_fields(result: Result) -> Document:
+    """Return what a result adds to its trial."""
+    return {
+        "score": float(result.score),
+        "metrics": {name: dict(metric) for name, metric in result.metrics.items()},
+        "facts": dict(result.facts),
+    }
+
+
+def report_value(document: Mapping[str, Any]) -> Report:
+    """Return the value of a report's document."""
+    return Report(step=int(document["step"]), metrics=document["metrics"], attempt=int(document["attempt"]))
+
+
+def worker_value(document: Mapping[str, Any]) -> WorkerRecord:
+    """Return the value of a worker's document."""
+    campaigns = document.get("campaigns")
+    return WorkerRecord(
+        id=document["_id"],
+        host=document["host"],
+        pid=int(document["pid"]),
+        slots=int(document["slots"]),
+        devices=tuple(document.get("devices", ())),
+        campaigns=None if campaigns is None else tuple(campaigns),
+        versions=document.get("versions", {}),
+        state=document["state"],
+        started_at=document.get("started_at"),
+        seen_at=document.get("seen_at"),
+    )
+
+
+def tail(text: str | None, limit: int) -> str | None:
+    """Return the last `limit` characters of a text, marked when shortened."""
+    if text is None or len(text) <= limit:
+        return text
+    return "[...]\n" + text[-limit:]

@@ -1,0 +1,106 @@
+"""The trial store on MongoDB: opens it, prepares its collections, and hands out its parts."""
+
+from __future__ import annotations
+
+import os
+from typing import Self
+
+from pymongo.errors import CollectionInvalid, OperationFailure
+
+from autotune.errors import StoreSetupError
+from autotune.store import embedded
+from autotune.store.campaigns import Campaigns
+from autotune.store.connection import CONNECT_TIMEOUT_S, Connection
+from autotune.store.reports import Reports
+from autotune.store.schema import INDEXES, SCHEMA_VERSION, VALIDATORS
+from autotune.store.trials import Trials
+from autotune.store.watch import WORK, StreamWatch, progress_of
+from autotune.store.workers import Leaders, Workers
+
+_NAMESPACE_EXISTS = 48
+URI_VARIABLE = "AUTOTUNE_STORE"
+
+
+class MongoStore:
+    """A store, open. Its parts are `campaigns`, `trials`, `reports`, `workers` and `leaders`.
+
+    Safe to share between threads; not between processes: after a fork, open another one.
+
+    Args:
+        uri: ``mongodb://...`` of the server.
+        timeout_s: How long to look for the server before giving up, seconds.
+        prepare: Whether to create what is missing of collections, validators and indexes.
+
+    Raises:
+        StoreUnreachableError: If the server does not answer within `timeout_s`.
+        StoreSetupError: If the store was written by a newer version, or the user may not use it.
+    """
+
+    def __init__(self, uri: str, timeout_s: float = CONNECT_TIMEOUT_S, *, prepare: bool = True) -> None:
+        self.uri = uri
+        self.connection = Connection(uri, timeout_s)
+        self.address = self.connection.address
+        self.campaigns = Campaigns(self.connection)
+        self.trials = Trials(self.connection)
+        self.reports = Reports(self.connection)
+        self.workers = Workers(self.connection)
+        self.leaders = Leaders(self.connection)
+        if prepare:
+            try:
+                self._prepare()
+            except BaseException:
+                self.close()
+                raise
+
+    def __repr__(self) -> str:
+        return f"MongoStore({self.address})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+    def watch_work(self) -> StreamWatch:
+        """Return a watch for queued trials and changed campaigns: what a worker waits for."""
+        return StreamWatch(self.connection, WORK)
+
+    def watch_progress(self, campaign: str) -> StreamWatch:
+        """Return a watch for ended trials, workers that come or go, and the campaign: what a coordinator waits for."""
+        return StreamWatch(self.connection, progress_of(campaign))
+
+    def _prepare(self) -> None:
+        database = self.connection.database
+        with self.connection.mapped():
+            version = database["meta"].find_one({"_id": "schema"})
+            if version is not None:
+                if version["version"] > SCHEMA_VERSION:
+                    raise StoreSetupError(
+                        f"the store at {self.address} was written by a newer autotune (schema {version['version']}, "
+                        f"this one knows {SCHEMA_VERSION}); upgrade this installation"
+                    )
+                return
+            for name, validator in VALIDATORS.items():
+                try:
+                    database.create_collection(name, validator=validator)
+                except (CollectionInvalid, OperationFailure) as error:
+                    if isinstance(error, OperationFailure) and error.code != _NAMESPACE_EXISTS:
+                        raise
+                    database.command("collMod", name, validator=validator)
+                if INDEXES[name]:
+                    database[name].create_indexes(INDEXES[name])
+            database["meta"].update_one({"_id": "schema"}, {"$set": {"version": SCHEMA_VERSION}}, upsert=True)
+
+
+def open_store(uri: str | None = None, timeout_s: float = CONNECT_TIMEOUT_S) -> MongoStore:
+    """Open a store: the one at `uri`, else at ``AUTOTUNE_STORE``, else the embedded one, started if need be.
+
+    Raises:
+        StoreUnreachableError: If the server does not answer within `timeout_s` seconds.
+        StoreSetupError: If the embedded server cannot be started; says why.
+    """
+    return MongoStore(uri or os.environ.get(URI_VARIABLE) or embedded.start(), timeout_s)

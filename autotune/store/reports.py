@@ -1,0 +1,88 @@
+"""Reports: the metrics that trainings send while they run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pymongo import ASCENDING, UpdateOne
+from pymongo.errors import BulkWriteError
+
+from autotune.errors import LeaseLostError
+from autotune.lifecycle import Event, sources
+from autotune.store.connection import Connection, mapped
+from autotune.store.documents import report_value
+from autotune.store.schema import SCHEMA_VERSION
+from autotune.trial import Lease, Report
+
+_DUPLICATE_KEY = 11000
+
+
+class Reports:
+    """The collection ``reports``."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._reports = connection.database["reports"]
+        self._trials = connection.database["trials"]
+
+    @mapped
+    def add(self, lease: Lease, reports: Sequence[Report]) -> None:
+        """Write reports of a running trial. Idempotent on (trial, step).
+
+        The trial is touched first with the lease's token in the filter; each report is then written only where no
+        later attempt has written that step, so a writer whose lease goes in between changes nothing that counts.
+
+        Raises:
+            LeaseLostError: If the lease is not this one any more; then nothing is written.
+        """
+        if not reports:
+            return
+        held = self._trials.update_one(
+            {
+                "campaign": lease.campaign,
+                "number": lease.number,
+                "state": {"$in": sources(Event.REPORT)},
+                "lease.token": lease.token,
+            },
+            {"$max": {"last_step": max(r.step for r in reports)}},
+        )
+        if not held.matched_count:
+            raise LeaseLostError(f"trial {lease.number} of '{lease.campaign}' has been given to another")
+        writes = [
+            UpdateOne(
+                {
+                    "campaign": lease.campaign,
+                    "number": lease.number,
+                    "step": report.step,
+                    "attempt": {"$lte": lease.attempt},
+                },
+                {
+                    "$set": {
+                        "schema_version": SCHEMA_VERSION,
+                        "attempt": lease.attempt,
+                        "metrics": dict(report.metrics),
+                    },
+                    "$currentDate": {"at": True},
+                },
+                upsert=True,
+            )
+            for report in reports
+        ]
+        try:
+            self._reports.bulk_write(writes, ordered=False)
+        except BulkWriteError as error:
+            others = [e for e in error.details["writeErrors"] if e["code"] != _DUPLICATE_KEY]
+            if others or error.details["writeConcernErrors"]:
+                raise
+
+    @mapped
+    def curve(self, campaign: str, number: int) -> list[Report]:
+        """Return the reports of a trial in order of step, as its last attempt saw them.
+
+        Steps that only an earlier attempt reached after the last attempt began anew are left out.
+        """
+        found = self._reports.find({"campaign": campaign, "number": number}).sort("step", ASCENDING)
+        reports = [report_value(d) for d in found]
+        last_attempt = max((r.attempt for r in reports), default=0)
+        last_step = max((r.step for r in reports if r.attempt == last_attempt), default=-1)
+        return [r for r in reports if r.step <= last_step]

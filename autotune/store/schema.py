@@ -1,0 +1,122 @@
+"""Validators, indexes and the version of the store's documents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pymongo import ASCENDING, IndexModel
+
+from autotune.trial import CampaignState, TrialState
+
+SCHEMA_VERSION = 1
+
+_TEXT = {"bsonType": "string"}
+_MAPPING = {"bsonType": "object"}
+_COUNT = {"bsonType": ["int", "long"], "minimum": 0}
+_SECONDS = {"bsonType": ["int", "long", "double"], "minimum": 0}
+_TIME = {"bsonType": "date"}
+_TIME_OR_NULL = {"bsonType": ["date", "null"]}
+_TEXT_OR_NULL = {"bsonType": ["string", "null"]}
+
+
+def _document(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "$jsonSchema": {
+            "bsonType": "object",
+            "required": ["schema_version", *required],
+            "properties": {"schema_version": _COUNT, **properties},
+        }
+    }
+
+
+_ATTEMPT = {
+    "bsonType": "object",
+    "required": ["token", "owner", "started_at"],
+    "properties": {
+        "token": _TEXT,
+        "owner": _TEXT,
+        "host": _TEXT,
+        "device": _TEXT,
+        "started_at": _TIME,
+        "ended_at": _TIME_OR_NULL,
+        "cause": _TEXT_OR_NULL,
+    },
+}
+
+_LEASE = {
+    "bsonType": ["object", "null"],
+    "required": ["owner", "token", "duration_s", "expires_at"],
+    "properties": {"owner": _TEXT, "token": _TEXT, "duration_s": _SECONDS, "expires_at": _TIME},
+}
+
+VALIDATORS: dict[str, dict[str, Any]] = {
+    "campaigns": _document(
+        ["state", "spec", "spec_hash", "space", "metric", "max_trials", "created_at"],
+        {
+            "_id": _TEXT,
+            "state": {"enum": [str(s) for s in CampaignState]},
+            "message": _TEXT,
+            "spec": _MAPPING,
+            "spec_hash": _TEXT,
+            "space": _MAPPING,
+            "metric": _MAPPING,
+            "facts": _MAPPING,
+            "max_trials": {"bsonType": ["int", "long"], "minimum": 1},
+            "created_at": _TIME,
+            "ended_at": _TIME_OR_NULL,
+        },
+    ),
+    "trials": _document(
+        ["campaign", "number", "fold", "replicate", "params", "config_hash", "state", "seed", "attempts"],
+        {
+            "campaign": _TEXT,
+            "number": _COUNT,
+            "fold": _COUNT,
+            "replicate": _COUNT,
+            "params": _MAPPING,
+            "config_hash": _TEXT,
+            "state": {"enum": [str(s) for s in TrialState]},
+            "seed": _COUNT,
+            "lease": _LEASE,
+            "attempts": {"bsonType": "array", "items": _ATTEMPT},
+            "score": {"bsonType": ["double", "null"]},
+            "metrics": _MAPPING,
+            "facts": _MAPPING,
+            "proposed_at": _TIME,
+            "started_at": _TIME_OR_NULL,
+            "ended_at": _TIME_OR_NULL,
+        },
+    ),
+    "reports": _document(
+        ["campaign", "number", "step", "attempt", "metrics"],
+        {"campaign": _TEXT, "number": _COUNT, "step": _COUNT, "attempt": _COUNT, "metrics": _MAPPING, "at": _TIME},
+    ),
+    "workers": _document(
+        ["host", "pid", "slots", "state", "seen_at"],
+        {"_id": _TEXT, "host": _TEXT, "pid": _COUNT, "slots": _COUNT, "state": _TEXT, "seen_at": _TIME},
+    ),
+    "leaders": _document(["owner", "expires_at"], {"_id": _TEXT, "owner": _TEXT, "expires_at": _TIME}),
+    "events": _document(["campaign", "action", "at"], {"campaign": _TEXT, "action": _TEXT, "who": _TEXT, "at": _TIME}),
+}
+"""Collection -> validator."""
+
+
+def _index(name: str, *keys: str, unique: bool = False) -> IndexModel:
+    return IndexModel([(key, ASCENDING) for key in keys], name=name, unique=unique)
+
+
+INDEXES: dict[str, list[IndexModel]] = {
+    "campaigns": [_index("state", "state")],
+    "trials": [
+        _index("campaign_number", "campaign", "number", unique=True),
+        _index("campaign_configuration", "campaign", "config_hash", "fold", "replicate", unique=True),
+        _index("campaign_state_number", "campaign", "state", "number"),
+        _index("campaign_score", "campaign", "score"),
+        _index("state_owner", "state", "lease.owner"),
+    ],
+    "reports": [_index("trial_step", "campaign", "number", "step", unique=True)],
+    "workers": [_index("state_seen", "state", "seen_at")],
+    "leaders": [],
+    "events": [_index("campaign_at", "campaign", "at")],
+}
+"""Collection -> the indexes that its queries need."""
