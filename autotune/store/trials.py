@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from pymongo import ASCENDING, ReturnDocument
+from pymongo import ASCENDING, DESCENDING, ReturnDocument
 
 from autotune.errors import DuplicateError, LeaseLostError, NotFoundError
 from autotune.lifecycle import Event, after_attempt, sources, target
@@ -283,6 +283,14 @@ class Trials:
         if numbers is not None:
             query["number"] = {"$in": list(numbers)}
         return [trial_value(d) for d in self._trials.find(query, _HEAD).sort("number", ASCENDING)]
+
+    @mapped
+    def best(self, campaign: str, mode: str) -> Trial | None:
+        """Return the finished trial with the best score, the lowest number among equals; None when none finished."""
+        order = [("score", DESCENDING if mode == "max" else ASCENDING), ("number", ASCENDING)]
+        query = {"campaign": campaign, "state": "finished", "score": {"$type": "double"}}
+        document = self._trials.find_one(query, _WITHOUT_TEXTS, sort=order)
+        return None if document is None else trial_value(document)
 
     @mapped
     def counts(self, campaign: str) -> dict[TrialState, int]:

@@ -83,7 +83,7 @@ class Leaders:
         after = self._leaders.find_one_and_update(
             {"_id": campaign}, [{"$set": update}], upsert=True, return_document=ReturnDocument.AFTER
         )
-        return bool(after["owner"] == owner)
+        return after is not None and bool(after["owner"] == owner)
 
     @mapped
     def resign(self, campaign: str, owner: str) -> None:

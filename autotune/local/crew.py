@@ -1,0 +1,148 @@
+"""The local processes of a campaign: a coordinator and workers, started, watched, started again, and stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autotune import home
+from autotune.errors import WorkerError
+from autotune.store.mongo import URI_VARIABLE
+
+MAX_STARTS = 5
+STOP_TIMEOUT_S = 30.0
+
+
+@dataclass(kw_only=True)
+class Member:
+    """One process of the crew.
+
+    Attributes:
+        role: What it is called in messages and in the name of its log.
+        command: What to run.
+        log: Where its log goes.
+        process: The process, once started.
+        starts: How often it was started.
+    """
+
+    role: str
+    command: list[str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    starts: int = 0
+
+    def last_words(self) -> str:
+        """Return the last line of its log."""
+        try:
+            lines = self.log.read_text(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        return lines[-1] if lines else "it left no log"
+
+
+@dataclass(kw_only=True)
+class Crew:
+    """A coordinator and workers of one campaign on this machine.
+
+    The store's address reaches them by environment, so that no password shows in a list of processes.
+
+    Attributes:
+        store_uri: The store.
+        campaign: Name of the campaign.
+        workers: Number of workers; they divide this machine's devices and cores.
+        devices: As `autotune worker --devices`.
+        slots_per_device: As `autotune worker --slots-per-device`.
+        detached: Whether the processes outlive this one.
+        paths: Folders to look for the objective's module in, beside the working directory.
+    """
+
+    store_uri: str
+    campaign: str
+    workers: int = 1
+    devices: str = "auto"
+    slots_per_device: int = 1
+    detached: bool = False
+    paths: tuple[str, ...] = ()
+    members: list[Member] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Start the coordinator and the workers.
+
+        Raises:
+            WorkerError: If a process cannot be started.
+        """
+        parent = [] if self.detached else ["--with-parent", str(os.getpid())]
+        coordinator = [sys.executable, "-m", "autotune.cli.main", "coordinator", self.campaign, *parent]
+        self._add("coordinator", coordinator)
+        for index in range(self.workers):
+            worker = [sys.executable, "-m", "workers", "--campaign", self.campaign, "--once", "--devices", self.devices]
+            worker += ["--slots-per-device", str(self.slots_per_device), "--share", f"{index}/{self.workers}", *parent]
+            self._add(f"worker-{index}", worker)
+
+    def _add(self, role: str, command: list[str]) -> None:
+        member = Member(role=role, command=command, log=home.log_file(f"{self.campaign}-{role}"))
+        self.members.append(member)
+        self._start(member)
+
+    def _start(self, member: Member) -> None:
+        paths = [os.getcwd(), *self.paths, *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, URI_VARIABLE: self.store_uri, "PYTHONPATH": os.pathsep.join(paths)}
+        member.starts += 1
+        try:
+            with open(member.log, "ab") as log:
+                member.process = subprocess.Popen(
+                    member.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+                    start_new_session=True,
+                )  # fmt: skip
+        except OSError as error:
+            raise WorkerError(f"cannot start the {member.role}: {error}") from None
+        if self.detached:
+            member.process.returncode = 0  # it outlives this process on purpose
+
+    def tend(self) -> None:
+        """Start again what died, for as long as the campaign runs.
+
+        Raises:
+            WorkerError: If a process died `MAX_STARTS` times; says its last words.
+        """
+        for member in self.members:
+            if member.process is None or member.process.poll() in (None, 0):
+                continue
+            if member.starts >= MAX_STARTS:
+                raise WorkerError(
+                    f"the {member.role} ended {member.starts} times (exit code {member.process.returncode}): "
+                    f"{member.last_words()} (log: {member.log})"
+                )
+            self._start(member)
+
+    def ask_to_stop(self) -> None:
+        """Ask all to end in good order: workers give their trials back."""
+        self._signal(signal.SIGTERM)
+
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """End all: in good order within `timeout_s` seconds, else by force."""
+        self.ask_to_stop()
+        for member in self.members:
+            if member.process is None:
+                continue
+            try:
+                member.process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                member.process.kill()
+                member.process.wait()
+
+    def kill(self) -> None:
+        """End all at once; leases run out by themselves."""
+        self._signal(signal.SIGKILL)
+        for member in self.members:
+            if member.process is not None:
+                member.process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        for member in self.members:
+            if member.process is not None and member.process.poll() is None:
+                member.process.send_signal(number)

@@ -1,0 +1,166 @@
+"""From a campaign file to the record that goes into the store: defaults filled in, data looked at, space checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autotune import errors
+from autotune.campaign import Campaign, load_campaign, parse_campaign, resolve_data_path
+from autotune.errors import CampaignError, SpaceError, WorkerError
+from autotune.search import make_search, search_settings
+from autotune.space import Space, parse_space
+from autotune.store.base import CampaignRecord
+
+INSPECT_TIMEOUT_S = 3600.0
+
+
+def as_campaign(source: Campaign | Mapping[str, Any] | str | Path) -> Campaign:
+    """Return a campaign from a file, a mapping, or one that is validated already.
+
+    In a mapping, `objective` may be a function (importable by workers) and `space` hyperopt or Ray Tune expressions.
+
+    Raises:
+        CampaignError: If it is not a valid campaign.
+    """
+    if isinstance(source, Campaign):
+        return source
+    if isinstance(source, str | Path):
+        return load_campaign(source)
+    content = json_sections(source)
+    if callable(content.get("objective")):
+        content["objective"] = callable_name(content["objective"])
+    if content.get("space", "default") != "default":
+        content["space"] = parse_space(content["space"]).to_json()
+    resolve_data_path(content, Path.cwd())
+    return parse_campaign(content)
+
+
+def json_sections(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a campaign's mapping whose sections can be changed without changing the caller's."""
+    return {key: dict(value) if isinstance(value, dict) else value for key, value in source.items()}
+
+
+def callable_name(function: Any) -> str:
+    """Return ``module:qualified_name`` of a function.
+
+    Raises:
+        CampaignError: If workers could not import it by that name.
+    """
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    if not module or module == "__main__" or "<" in name or not name:
+        raise CampaignError(
+            f"objective: workers import the objective by name, and {name or function!r} is not importable; "
+            "put it at the top level of a module (a .py file) and pass it from there"
+        )
+    return f"{module}:{name}"
+
+
+def resolve(campaign: Campaign) -> CampaignRecord:
+    """Look at the campaign's data, fill in what the objective knows, check the space and the search.
+
+    Raises:
+        InputError: One line that says what is wrong; nothing has been written.
+    """
+    try:
+        found = inspect(campaign)
+        space = _space(campaign, found)
+        search = search_settings(campaign.search)
+        make_search(search).check(space)
+    except SpaceError as error:
+        raise CampaignError(f"space: {error}") from None
+    metric = _metric(campaign, found)
+    spec = {**campaign.to_json(), "metric": metric, "search": search, "space": space.to_json()}
+    facts = found.get("facts", {})
+    sha256 = facts.get("data", {}).get("sha256")
+    if sha256:
+        spec["data"] = {**(campaign.data or {}), "sha256": sha256}
+    return CampaignRecord(
+        name=campaign.name,
+        spec=spec,
+        spec_hash=definition_hash(spec),
+        space=space.to_json(),
+        metric=metric,
+        facts=facts,
+        max_trials=campaign.budget.max_trials,
+    )
+
+
+def definition_hash(spec: Mapping[str, Any]) -> str:
+    """Return the hash that tells two campaigns of one name apart.
+
+    The description does not count, nor where the data lies, since its content's hash counts.
+    """
+    kept = {k: v for k, v in spec.items() if k != "description"}
+    if isinstance(kept.get("data"), dict) and kept["data"].get("sha256"):
+        kept["data"] = {k: v for k, v in kept["data"].items() if k != "path"}
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def inspect(campaign: Campaign) -> dict[str, Any]:
+    """Ask the objective about the campaign, in a process of its own that may import heavy libraries.
+
+    Returns:
+        ``{"space": default space, "metrics": {name: {"mode": ...}}, "default_metric": ..., "facts": {...}}``; empty for a
+        ``module:callable`` without data: it is imported where it runs.
+
+    Raises:
+        InputError: What is wrong with data, split, fixed values or names, one line.
+        WorkerError: If that process died.
+    """
+    if campaign.is_callable and campaign.data is None:
+        return {}
+    done = subprocess.run(
+        [sys.executable, "-m", "workers.inspection"],
+        input=json.dumps(campaign.to_json()),
+        capture_output=True,
+        text=True,
+        timeout=INSPECT_TIMEOUT_S,
+        check=False,
+    )
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise WorkerError(f"looking at the campaign's data failed (exit code {done.returncode}): {last}") from None
+    if "error" in answer:
+        kind = getattr(errors, answer["error"], errors.InputError)
+        raise kind(answer["message"])
+    return dict(answer)
+
+
+def _space(campaign: Campaign, found: Mapping[str, Any]) -> Space:
+    if campaign.space == "default":
+        if "space" not in found:
+            raise CampaignError(f"space: '{campaign.objective}' has no default space; write one: name: {{float: [0, 1]}}")
+        kept = {name: value for name, value in found["space"].items() if name not in campaign.fixed}
+        if not kept:
+            raise CampaignError("space: every parameter of the default space is fixed; there is nothing to search")
+        return parse_space(kept)
+    space = parse_space(campaign.space)
+    both = sorted(set(space.to_json()) & set(campaign.fixed))
+    if both:
+        raise CampaignError(f"'{both[0]}' is both in space and in fixed; remove it from one of them")
+    return space
+
+
+def _metric(campaign: Campaign, found: Mapping[str, Any]) -> dict[str, str]:
+    known = found.get("metrics", {})
+    if campaign.metric is None:
+        if "default_metric" not in found:
+            raise CampaignError("key 'metric' is missing; write metric: {name: loss, mode: min}")
+        name = str(found["default_metric"])
+        return {"name": name, "mode": str(known[name]["mode"])}
+    name, mode = campaign.metric.name, campaign.metric.mode
+    if known and name not in known:
+        raise CampaignError(f"metric: '{campaign.objective}' has no metric '{name}'{errors.nearest(name, known)}")
+    if known and known[name]["mode"] != mode:
+        raise CampaignError(f"metric: {name} is better when it is {'smaller' if mode == 'max' else 'larger'}; "
+                            f"write mode: {known[name]['mode']}")  # fmt: skip
+    return {"name": name, "mode": mode}

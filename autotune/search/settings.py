@@ -1,0 +1,97 @@
+"""From the ``search`` section of a campaign to a search algorithm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, cast
+
+from autotune.errors import CampaignError, nearest
+from autotune.search.base import Search
+from autotune.search.grid import GridSearch
+from autotune.search.hyperopt_tpe import HyperoptTpe
+from autotune.search.random import RandomSearch
+
+GROUP = "autotune.search"
+"""Entry point group of further algorithms: each a callable that takes the settings and gives a `Search`."""
+
+_TPE: dict[str, int | float] = {
+    "seed": 0,
+    "startup": 20,
+    "gamma": 0.25,
+    "candidates": 24,
+    "prior_weight": 1.0,
+}
+_DEFAULTS: dict[str, dict[str, int | float]] = {
+    "tpe": _TPE,
+    "hyperopt_tpe": _TPE,
+    "random": {"seed": 0},
+    "grid": {"seed": 0},
+}
+_SMALLEST = {"seed": 0, "startup": 1, "candidates": 1}
+
+
+def search_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return checked settings with all defaults filled in.
+
+    Args:
+        settings: ``algorithm`` (``tpe`` by default, ``hyperopt_tpe``, ``random``, ``grid``, or the name of an
+            entry point of group ``autotune.search``), ``seed`` (0); for tpe also ``startup`` (20),
+            ``gamma`` (0.25), ``candidates`` (24) and ``prior_weight`` (1.0). The settings of an entry point
+            are passed on as they are, with the seed filled in.
+
+    Raises:
+        CampaignError: Unknown algorithm or key (names the nearest known one), or a value out of range.
+    """
+    if not isinstance(settings, Mapping):
+        raise CampaignError(f"search settings are a mapping such as {{algorithm: tpe}}, not {settings!r}")
+    algorithm = settings.get("algorithm", "tpe")
+    if not isinstance(algorithm, str):
+        raise CampaignError(f"search algorithm {algorithm!r} is not a name; known: {', '.join(sorted(_DEFAULTS))}")
+    defaults = _DEFAULTS.get(algorithm)
+    if defaults is None:
+        _entry_point(algorithm)
+        return {"algorithm": algorithm, **settings, "seed": _checked("seed", settings.get("seed", 0))}
+    for key in settings:
+        if key != "algorithm" and key not in defaults:
+            hint = nearest(str(key), ["algorithm", *defaults])
+            raise CampaignError(f"unknown setting '{key}' of search algorithm {algorithm}{hint}")
+    return {"algorithm": algorithm} | {k: _checked(k, settings.get(k, v)) for k, v in defaults.items()}
+
+
+def make_search(settings: Mapping[str, Any]) -> Search:
+    """Return the search algorithm of the settings.
+
+    Raises:
+        CampaignError: As `search_settings`.
+    """
+    checked = search_settings(settings)
+    algorithm = checked["algorithm"]
+    if algorithm not in _DEFAULTS:
+        return cast(Search, _entry_point(algorithm).load()(checked))
+    values = {k: v for k, v in checked.items() if k != "algorithm"}
+    if algorithm == "random":
+        return RandomSearch(**values)
+    if algorithm == "grid":
+        return GridSearch(**values)
+    return HyperoptTpe(**values)
+
+
+def _entry_point(name: str) -> EntryPoint:
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in found:
+        raise CampaignError(f"unknown search algorithm '{name}'{nearest(name, [*_DEFAULTS, *found])}")
+    return found[name]
+
+
+def _checked(key: str, value: Any) -> int | float:
+    if key in _SMALLEST:
+        if isinstance(value, bool) or not isinstance(value, int) or value < _SMALLEST[key]:
+            raise CampaignError(
+                f"search setting {key}: {value!r} is not a whole number from {_SMALLEST[key]} on; correct it"
+            )
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise CampaignError(f"search setting {key}: {value!r} is not a positive number; correct it")
+    return float(value)

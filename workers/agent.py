@@ -1,0 +1,214 @@
+"""The agent of a host: its slots reserve trials, run them and finish them. No signals here, and no torch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autotune.errors import AutotuneError, StoreError, StoreUnreachableError, WorkerError
+from autotune.store.base import CampaignRecord, WorkerRecord
+from autotune.trial import CampaignState, Cause, Failure, Trial
+from workers.children import Children
+from workers.devices import Slot
+from workers.lease import LeaseKeeper
+from workers.runner import Runner
+from workers.versions import versions
+
+if TYPE_CHECKING:
+    from autotune.store.mongo import MongoStore
+
+_log = logging.getLogger(__name__)
+
+_IDLE_S = 2.0
+_BACKOFF_S = 1.0
+_MAX_SERVERS = 2
+
+
+class Agent:
+    """Pulls trials from a store and runs them in its slots.
+
+    Args:
+        store: An open store.
+        slots: What trials run on; one trial at a time in each.
+        campaigns: Names of the campaigns to serve, or None for all.
+        once: Whether to end when no campaign that it serves is running.
+    """
+
+    def __init__(
+        self, store: MongoStore, slots: Sequence[Slot], *, campaigns: Sequence[str] | None = None, once: bool = False
+    ) -> None:
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._store = store
+        self._slots = list(slots)
+        self._campaigns = None if campaigns is None else list(campaigns)
+        self._once = once
+        self._stop = threading.Event()
+        self._work = threading.Condition()
+        self._changes = 0
+        self._leases = LeaseKeeper(store, self.id)
+        self._servers: dict[str, Children] = {}
+        self._servers_lock = threading.Lock()
+        self._running = [""] * len(self._slots)
+        self._folder = Path(tempfile.mkdtemp(prefix="autotune-worker-"))
+
+    def stop(self) -> None:
+        """Ask the agent to give its trials back and end. Safe to call from a signal handler."""
+        self._stop.set()
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set, or with `once` until there is nothing left to do.
+
+        Raises:
+            StoreError: If the store cannot be reached at the start.
+            NotFoundError: If a campaign that was named is not in the store.
+        """
+        for name in self._campaigns or ():
+            self._store.campaigns.get(name)
+        self._register()
+        self._leases.start()
+        threads = [threading.Thread(target=self._watch, name="watch")]
+        threads += [threading.Thread(target=self._serve, args=(slot,), name=f"slot-{slot.index}") for slot in self._slots]
+        for thread in threads:
+            thread.start()
+        try:
+            while not stop.wait(0.2) and any(t.is_alive() for t in threads[1:]):
+                pass
+        finally:
+            self._end(threads)
+
+    def _end(self, threads: list[threading.Thread]) -> None:
+        self._stop.set()
+        self._notify()
+        for thread in threads[1:]:
+            thread.join()
+        for server in self._servers.values():
+            server.stop()
+        self._leases.stop()
+        try:
+            self._store.workers.stopped(self.id)
+        except StoreError as error:
+            _log.warning("%s", error, extra={"action": "sign-off-failed"})
+        threads[0].join()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        _log.info("ended", extra={"action": "worker-end", "worker": self.id})
+
+    def _register(self) -> None:
+        self._store.workers.register(
+            WorkerRecord(
+                id=self.id,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                slots=len(self._slots),
+                devices=tuple(slot.device for slot in self._slots),
+                campaigns=None if self._campaigns is None else tuple(self._campaigns),
+                versions=versions(),
+            )
+        )
+        extra = {"action": "worker-start", "worker": self.id, "slots": len(self._slots)}
+        _log.info("serves %s", ", ".join(self._campaigns or ["all campaigns"]), extra=extra)
+
+    def _watch(self) -> None:
+        """Wake the slots whenever there may be work."""
+        while not self._stop.is_set():
+            try:
+                with self._store.watch_work() as watch:
+                    self._notify()
+                    while not self._stop.is_set():
+                        if watch.wait(0.5):
+                            self._notify()
+            except StoreError as error:
+                _log.warning("%s", error, extra={"action": "store-away"})
+                self._stop.wait(_BACKOFF_S)
+
+    def _notify(self) -> None:
+        with self._work:
+            self._changes += 1
+            self._work.notify_all()
+
+    def _serve(self, slot: Slot) -> None:
+        """Reserve, run and finish trials in one slot until the agent ends."""
+        while not self._stop.is_set():
+            with self._work:
+                before = self._changes
+            try:
+                running = self._running_campaigns()
+                if self._once and not running:
+                    return
+                if self._one_trial(slot, running):
+                    continue
+            except StoreUnreachableError as error:
+                _log.warning("%s", error, extra={"action": "store-away", "slot": slot.index})
+                self._stop.wait(_BACKOFF_S)
+                continue
+            except AutotuneError as error:
+                _log.error("%s", error, extra={"action": "slot-error", "slot": slot.index})
+                self._stop.wait(_BACKOFF_S)
+                continue
+            with self._work:
+                if self._changes == before and not self._stop.is_set():
+                    self._work.wait(_IDLE_S)
+
+    def _running_campaigns(self) -> dict[str, CampaignRecord]:
+        found = {r.name: r for r in self._store.campaigns.find([CampaignState.RUNNING])}
+        return {n: r for n, r in found.items() if self._campaigns is None or n in self._campaigns}
+
+    def _one_trial(self, slot: Slot, running: dict[str, CampaignRecord]) -> bool:
+        """Claim a trial and run it to its end; return False when there was none."""
+        trial = self._store.trials.claim(
+            running,
+            owner=self.id,
+            token=secrets.token_hex(16),
+            duration_s={n: float(r.spec["lease"]["duration_s"]) for n, r in running.items()},
+            host=socket.gethostname(),
+            device=slot.device,
+        )
+        if trial is None or trial.lease is None:
+            return False
+        record = running[trial.campaign]
+        names = {"campaign": trial.campaign, "number": trial.number, "slot": slot.index}
+        _log.info("claimed", extra={"action": "claim", **names})
+        held = self._leases.hold(trial.lease, float(record.spec["lease"]["renewal_s"]))
+        self._running[slot.index] = trial.campaign
+        try:
+            children = self._server(record, slot, trial)
+            Runner(
+                store=self._store, children=children, trial=trial, spec=record.spec, metric=record.metric,
+                slot=slot, held=held, stop=self._stop,
+            ).run()  # fmt: skip
+        finally:
+            self._running[slot.index] = ""
+            self._leases.drop(trial.lease)
+        return True
+
+    def _server(self, record: CampaignRecord, slot: Slot, trial: Trial) -> Children:
+        """Return the started fork server of a campaign.
+
+        Raises:
+            WorkerError: If it cannot be started; the trial has then gone back.
+        """
+        with self._servers_lock:
+            server = self._servers.pop(record.name, None) or Children(record.spec, self._folder)
+            self._servers[record.name] = server
+            idle = [n for n in self._servers if n not in self._running]
+            for name in idle[: max(0, len(self._servers) - _MAX_SERVERS)]:
+                self._servers.pop(name).stop()
+        started_s = time.monotonic()
+        try:
+            server.start()
+        except WorkerError as error:
+            if trial.lease is not None:
+                self._store.trials.end_attempt(trial.lease, Failure(cause=Cause.LOST, message=str(error)), process_killed=True)
+            raise
+        if time.monotonic() - started_s > 0.5:
+            extra = {"action": "loaded", "campaign": record.name, "slot": slot.index}
+            _log.info("objective and data loaded in %.1f s", time.monotonic() - started_s, extra=extra)
+        return server

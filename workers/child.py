@@ -1,0 +1,98 @@
+"""What the process of a trial does: load the objective, run it, send reports and the result to the agent."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from workers import objectives, outcome
+from workers.channel import Channel, Message
+from workers.reporting import Trial, TrialStopped
+
+
+class Sender:
+    """Sends reports, and raises in the objective when the agent asked the trial to stop."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._lock = threading.Lock()
+        self._stop_reason: str | None = None
+
+    def listen(self) -> None:
+        """Read the agent's messages until it goes away; then end this process at once: nobody wants its result."""
+        while True:
+            message = self._channel.receive(None)
+            if message is None:
+                os._exit(71)
+            if "stop" in message:
+                self._stop_reason = str(message["stop"])
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Send one report.
+
+        Raises:
+            TrialStopped: If the agent asked for it.
+        """
+        self.send({"report": step, "metrics": dict(metrics)})
+        if self._stop_reason is not None:
+            raise TrialStopped(self._stop_reason)
+
+    def send(self, message: Message) -> None:
+        """Send a message; one thread at a time."""
+        with self._lock:
+            self._channel.send(message)
+
+
+def main(channel: Channel, request: Mapping[str, Any]) -> int:
+    """Run one trial; return the exit code of the process.
+
+    Args:
+        channel: The channel to the agent.
+        request: ``{"spec": ..., "metric": {"name", "mode"}, "trial": {...}}``.
+    """
+    sender = Sender(channel)
+    threading.Thread(target=sender.listen, name="agent", daemon=True).start()
+    timing: dict[str, float] = {}
+    try:
+        started_s = time.monotonic()
+        limit_threads(int(request["trial"]["threads"]))
+        objective = objectives.load(request["spec"])
+        timing["load_s"] = time.monotonic() - started_s
+        metric = request["metric"]
+        trial = Trial(
+            **request["trial"], metric=metric["name"], mode=metric["mode"], data=objective.data, send=sender.report
+        )
+        started_s = time.monotonic()
+        returned = objective.run(trial)
+        timing["run_s"] = time.monotonic() - started_s
+        result = outcome.as_result(returned, metric["name"])
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        failure = outcome.as_failure(error)
+        sender.send(
+            {
+                "failed": {"cause": str(failure.cause), "message": failure.message, "traceback": failure.traceback},
+                "timing": timing,
+            }
+        )
+        return 1
+    sender.send(
+        {
+            "result": {"score": result.score, "metrics": dict(result.metrics), "facts": dict(result.facts)},
+            "timing": timing,
+        }
+    )
+    return 0
+
+
+def limit_threads(threads: int) -> None:
+    """Keep the numeric libraries of this process, loaded or not yet, to `threads` threads."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    try:
+        import threadpoolctl
+    except ModuleNotFoundError:
+        return
+    threadpoolctl.threadpool_limits(threads)

@@ -1,0 +1,77 @@
+"""The command ``autotune worker``, also ``python -m workers``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+import click
+
+from autotune import logs
+from autotune.errors import InputError
+from autotune.processes import stop_on_signals, stop_with_parent
+from autotune.store.mongo import open_store
+from workers.agent import Agent
+from workers.devices import Slot, make_slots
+
+
+@click.command()
+@click.option("--store", metavar="URI", help="The store; default: AUTOTUNE_STORE, else the embedded store.")
+@click.option("--campaign", "campaigns", multiple=True, metavar="NAME", help="Serve this campaign only; repeatable.")
+@click.option("--devices", default="auto", show_default=True, help="auto (all GPUs, else the CPU), cpu, or GPU numbers: 0,1.")
+@click.option("--slots-per-device", default=1, show_default=True, metavar="K", help="Trials at a time on each device.")
+@click.option("--threads", type=int, metavar="N", help="CPU threads per slot; default: this machine's cores, shared.")
+@click.option("--once", is_flag=True, help="End when the campaigns need nothing more.")
+@click.option("--share", default="0/1", hidden=True, help="i/n: the i-th of n workers that divide this machine.")
+@click.option("--with-parent", type=int, hidden=True, help="End when this process, the parent, ends.")
+def worker(
+    store: str | None,
+    campaigns: tuple[str, ...],
+    devices: str,
+    slots_per_device: int,
+    threads: int | None,
+    once: bool,
+    share: str,
+    with_parent: int | None,
+) -> None:
+    """Pull trials from the store and train them, one at a time on each device.
+
+    Joins campaigns that run already. The first Ctrl-C or SIGTERM gives running trials back and ends with exit code 0; a
+    second one ends at once.
+    """
+    logs.configure()
+    slots = share_slots(make_slots(devices, slots_per_device, threads), share, given_threads=threads)
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    stop = threading.Event()
+    with open_store(store) as opened, stop_on_signals(stop, at_once=lambda: os._exit(130)):
+        stop_with_parent(stop, with_parent)
+        Agent(opened, slots, campaigns=campaigns or None, once=once).run(stop)
+
+
+def share_slots(slots: list[Slot], share: str, *, given_threads: int | None) -> list[Slot]:
+    """Return the slots of one of several workers that divide this machine.
+
+    GPUs are dealt out in turn; a worker that gets none shares one. On the CPU all keep their slots. The cores are divided.
+
+    Args:
+        slots: The slots of a worker that has the machine for itself.
+        share: ``i/n``: the i-th (from 0) of n workers.
+        given_threads: Threads per slot that the user asked for; None: divide.
+
+    Raises:
+        InputError: If `share` is not of that form.
+    """
+    first, _, second = share.partition("/")
+    if not (first.isdigit() and second.isdigit() and int(first) < int(second)):
+        raise InputError(f"--share takes i/n with i < n, not '{share}'")
+    index, count = int(first), int(second)
+    devices = list(dict.fromkeys(slot.device for slot in slots))
+    mine = devices[index::count] or [devices[index % len(devices)]]
+    if devices == ["cpu"]:
+        mine = devices
+    kept = [slot for slot in slots if slot.device in mine]
+    cores = len(os.sched_getaffinity(0))
+    threads = given_threads or max(1, cores // max(1, count * len(kept)))
+    return [Slot(index=i, device=s.device, visible=s.visible, threads=threads) for i, s in enumerate(kept)]

@@ -1,0 +1,122 @@
+"""What a worker's slots run on: the GPUs of this host within the outer mask, or the CPU."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from autotune.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """A place for one trial at a time.
+
+    Attributes:
+        index: 0, 1, 2, ... in this worker.
+        device: ``cpu`` or ``cuda:<uuid>``, as kept with each attempt.
+        visible: Value of ``CUDA_VISIBLE_DEVICES`` for the trial; empty for the CPU.
+        threads: CPU threads that the trial may use.
+    """
+
+    index: int
+    device: str
+    visible: str
+    threads: int
+
+    @property
+    def trial_device(self) -> str:
+        """What the objective is told: it sees its own device only, so a GPU is always ``cuda:0``."""
+        return "cuda:0" if self.visible else "cpu"
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables that confine a trial to this slot."""
+        return {"CUDA_VISIBLE_DEVICES": self.visible}
+
+
+def visible_gpus(environment: Mapping[str, str] | None = None, listing: str | None = None) -> list[str]:
+    """Return the ids of the GPUs that this process may use, in order, without importing a GPU library.
+
+    Args:
+        environment: Its ``CUDA_VISIBLE_DEVICES`` is the outer mask (indexes or UUIDs); default: this process's.
+        listing: Output of ``nvidia-smi --query-gpu=index,uuid --format=csv,noheader``; default: ask it.
+
+    Returns:
+        UUIDs; entries of the mask that are no index (UUIDs, MIG instances) are kept as they are.
+    """
+    mask = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
+    rows = _nvidia_smi() if listing is None else listing
+    uuids = {}
+    for row in rows.splitlines():
+        index, _, uuid = row.partition(",")
+        if index.strip().isdigit() and uuid.strip():
+            uuids[index.strip()] = uuid.strip()
+    if mask is None:
+        return list(uuids.values())
+    chosen = []
+    for entry in (e.strip() for e in mask.split(",")):
+        if entry in uuids:
+            chosen.append(uuids[entry])
+        elif entry and not entry.lstrip("-").isdigit() and uuids:
+            chosen.append(entry)
+        else:
+            break  # as CUDA does: entries behind one that is not valid do not count
+    return chosen
+
+
+def _nvidia_smi() -> str:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    command = [program, "--query-gpu=index,uuid", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def make_slots(
+    devices: str = "auto", per_device: int = 1, threads: int | None = None, gpus: list[str] | None = None
+) -> list[Slot]:
+    """Return the slots of a worker.
+
+    Args:
+        devices: ``auto`` (all GPUs, else the CPU), ``cpu``, or indexes of GPUs within the outer mask: ``0,1``.
+        per_device: Number of slots on each device.
+        threads: CPU threads of each slot; default: the cores of this process divided by the slots.
+        gpus: Ids of the GPUs; default: those that are found.
+
+    Raises:
+        InputError: If a device is named that is not there, or a number is not positive.
+    """
+    if per_device < 1:
+        raise InputError(f"--slots-per-device must be at least 1, not {per_device}")
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads must be at least 1, not {threads}")
+    chosen = [("cpu", "")] if devices == "cpu" else [(f"cuda:{g}", g) for g in _choose(devices, gpus)] or [("cpu", "")]
+    count = len(chosen) * per_device
+    share = threads or max(1, len(os.sched_getaffinity(0)) // count)
+    places = [place for place in chosen for _ in range(per_device)]
+    return [Slot(index=i, device=d, visible=v, threads=share) for i, (d, v) in enumerate(places)]
+
+
+def _choose(devices: str, gpus: list[str] | None) -> list[str]:
+    found = visible_gpus() if gpus is None else gpus
+    if devices == "auto":
+        return found
+    chosen = []
+    for part in devices.split(","):
+        name = part.strip()
+        if name in found:
+            chosen.append(name)
+        elif not name.isdigit():
+            raise InputError(f"--devices takes auto, cpu or GPU numbers such as 0,1, not '{devices}'")
+        elif int(name) >= len(found):
+            raise InputError(f"there is no GPU {name} here; this process sees {len(found)}: use --devices auto or cpu")
+        else:
+            chosen.append(found[int(name)])
+    return chosen
