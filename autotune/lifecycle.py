@@ -46,9 +46,7 @@ MOVES: dict[Event, tuple[frozenset[TrialState], TrialState]] = {
 }
 """Event -> (states it is allowed in, state it leads to)."""
 
-FENCED = frozenset(
-    {Event.RENEW, Event.REPORT, Event.FINISH, Event.FAIL, Event.RELEASE, Event.PAUSE}
-)
+FENCED = frozenset({Event.RENEW, Event.REPORT, Event.FINISH, Event.FAIL, Event.RELEASE, Event.PAUSE})
 """Events that only the holder of the trial's lease may cause (a reaper releases for a holder that is gone)."""
 
 MAX_KILLED_ATTEMPTS = 5

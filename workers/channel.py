@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import socket
+from collections import deque
 from typing import Any
 
 Message = dict[str, Any]
+
+_CHUNK = 1 << 16
+_MAX_FDS = 4
 
 
 class Channel:
@@ -20,20 +25,26 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._buffer = b""
-        self._lines: list[bytes] = []
+        self._partial = bytearray()
+        self._lines: deque[bytes] = deque()
+        self._fds: deque[int] = deque()
         self.closed = False
 
     def fileno(self) -> int:
         """Return the socket's file descriptor."""
         return self._sock.fileno()
 
-    def send(self, message: Message, fds: tuple[int, ...] = ()) -> bool:
-        """Send a message, with file descriptors if given; return False when the other end is gone."""
-        data = json.dumps(message).encode() + b"\n"
+    @property
+    def has_message(self) -> bool:
+        """Whether a whole message has been read from the socket already."""
+        return bool(self._lines)
+
+    def send(self, message: Message, fd: int | None = None) -> bool:
+        """Send a message, with a file descriptor if given; return False when the other end is gone."""
+        data = json.dumps(message if fd is None else {**message, "with_fd": True}).encode() + b"\n"
         try:
-            if fds:
-                sent = socket.send_fds(self._sock, [data], list(fds))
+            if fd is not None:
+                sent = socket.send_fds(self._sock, [data], [fd])
                 data = data[sent:]
             self._sock.sendall(data)
         except OSError:
@@ -42,38 +53,48 @@ class Channel:
 
     def receive(self, timeout_s: float | None) -> Message | None:
         """Return the next message, or None after `timeout_s` seconds or when the other end is gone (`closed`)."""
+        poll = select.poll()
         while not self._lines:
-            if self.closed or not select.select([self._sock], [], [], timeout_s)[0]:
+            if self.closed:
                 return None
-            self._fill()
-        return dict(json.loads(self._lines.pop(0)))
+            poll.register(self._sock, select.POLLIN)
+            if not poll.poll(None if timeout_s is None else timeout_s * 1000):
+                return None
+            try:
+                self._take(self._sock.recv(_CHUNK))
+            except OSError:
+                self.closed = True
+        return self._next()
 
-    def _fill(self) -> None:
-        try:
-            data = self._sock.recv(1 << 16)
-        except OSError:
-            data = b""
+    def receive_with_fd(self) -> tuple[Message | None, int | None]:
+        """Wait for the next message and the file descriptor sent with it; (None, None) when the other end is gone."""
+        while not self._lines:
+            try:
+                data, fds, _, _ = socket.recv_fds(self._sock, _CHUNK, _MAX_FDS)
+            except OSError:
+                data, fds = b"", []
+            for fd in fds:
+                os.set_inheritable(fd, False)
+            self._fds.extend(fds)
+            self._take(data)
+            if self.closed:
+                return None, None
+        message = self._next()
+        # One read may bring the descriptors of two messages: each message says whether one of them is its own.
+        return message, self._fds.popleft() if message.pop("with_fd", False) else None
+
+    def _take(self, data: bytes) -> None:
         if not data:
             self.closed = True
             return
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        self._lines.extend(lines)
+        *ends, rest = data.split(b"\n")
+        for end in ends:
+            self._lines.append(bytes(self._partial) + end)
+            self._partial.clear()
+        self._partial += rest
 
-    def receive_with_fds(self) -> tuple[Message | None, list[int]]:
-        """Wait for the next message and the file descriptors sent with it; (None, []) when the other end is gone."""
-        fds: list[int] = []
-        while not self._lines:
-            try:
-                data, more, _, _ = socket.recv_fds(self._sock, 1 << 16, 4)
-            except OSError:
-                data, more = b"", []
-            fds.extend(more)
-            if not data:
-                self.closed = True
-                return None, fds
-            *lines, self._buffer = (self._buffer + data).split(b"\n")
-            self._lines.extend(lines)
-        return dict(json.loads(self._lines.pop(0))), fds
+    def _next(self) -> Message:
+        return dict(json.loads(self._lines.popleft()))
 
     def shutdown(self) -> None:
         """Tell the other end that nothing more comes; a reader on this end wakes up and sees `closed`."""
@@ -81,6 +102,8 @@ class Channel:
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the socket, and descriptors that came and were not asked for."""
         self.closed = True
         self._sock.close()
+        while self._fds:
+            os.close(self._fds.popleft())

@@ -3,14 +3,16 @@
 Run as ``python -m workers.forkserver FD``, with FD one end of a Unix socket to the agent. It has one thread, trains
 nothing and initialises no device, so that forking it is safe. When the agent goes away it kills its children and ends.
 
-Messages from the agent: ``{"preload": spec | null}`` first; then ``{"spawn": id, "request": {...}, "env": {...}, "log": path}``
-with the child's socket. Messages to the agent: ``{"ready": ...}``, ``{"started": id, "pid": ...}``, ``{"ended": id, "status": ..., "peak_rss_kb": ...}``.
+Messages from the agent: ``{"preload": spec | null}`` first; then ``{"spawn": id, "request": {...}, "env": {...},
+"log": path}`` with the child's socket. Messages to the agent: ``{"ready": ..., "error": ...}`` once, then
+``{"started": id, "pid": ...}`` and ``{"ended": id, "status": ..., "peak_rss_kb": ..., "error": ...}`` per child.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import gc
 import os
 import select
@@ -19,11 +21,15 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from workers.channel import Channel, Message
+from workers.training import signal_group
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 class ForkServer:
@@ -32,20 +38,23 @@ class ForkServer:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._children: dict[int, str] = {}
-        self._wakeup, wakeup = os.pipe()
-        for fd in (self._wakeup, wakeup):
+        self._wakeup, self._wakeup_end = os.pipe()
+        for fd in (self._wakeup, self._wakeup_end):
             os.set_blocking(fd, False)
-        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._wakeup_end, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
     def serve(self) -> None:
         """Work until the agent goes away, then kill what still runs."""
-        message, _ = self._channel.receive_with_fds()
+        message, _ = self._channel.receive_with_fd()
         if message is None:
             return
-        self._channel.send(preload(message.get("preload")))
+        with ended_by_hangup(self._channel):
+            answer = preload(message.get("preload"))
+        self._channel.send(answer)
         gc.collect()
         gc.freeze()
         while not self._channel.closed:
@@ -55,21 +64,36 @@ class ForkServer:
                     os.read(self._wakeup, 4096)
                 self._collect()
             if self._channel in readable:
-                request, fds = self._channel.receive_with_fds()
-                if request is not None and fds:
-                    self._spawn(request, fds[0])
+                self._receive()
         for pid in self._children:
-            kill_group(pid)
+            signal_group(pid, signal.SIGKILL)
+        self._kill_adopted()
+
+    def _receive(self) -> None:
+        """Take what the agent sent: one read may bring several messages."""
+        while True:
+            request, fd = self._channel.receive_with_fd()
+            if request is not None and fd is not None:
+                self._spawn(request, fd)
+            if not self._channel.has_message:
+                return
 
     def _spawn(self, request: Message, fd: int) -> None:
-        pid = os.fork()
+        name = request["spawn"]
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(fd)
+            text = f"the fork server cannot start a process: {error}"
+            self._channel.send({"ended": name, "status": None, "peak_rss_kb": None, "error": text})
+            return
         if pid == 0:
             self._become_child(request, fd)
         os.close(fd)
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
-        self._children[pid] = request["spawn"]
-        self._channel.send({"started": request["spawn"], "pid": pid})
+        self._children[pid] = name
+        self._channel.send({"started": name, "pid": pid})
 
     def _become_child(self, request: Message, fd: int) -> None:
         """Turn this process, just forked, into the trial's; never returns."""
@@ -81,10 +105,14 @@ class ForkServer:
             os.setpgid(0, 0)
             die_with_parent()
             self._channel.close()
+            os.close(self._wakeup)
+            os.close(self._wakeup_end)
             log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             null = os.open(os.devnull, os.O_RDONLY)
             for source, destination in ((null, 0), (log, 1), (log, 2)):
                 os.dup2(source, destination)
+            os.close(log)
+            os.close(null)
             os.environ.update(request["env"])
             gc.unfreeze()
             from workers import child
@@ -99,19 +127,60 @@ class ForkServer:
             os._exit(status)
 
     def _collect(self) -> None:
-        """Tell the agent of every child that ended, and kill what it left in its process group."""
-        while self._children:
+        """Tell the agent of every child that ended, and kill what it left."""
+        while True:
             try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if pid == 0:
+            if ended is None:
                 return
-            kill_group(pid)
-            name = self._children.pop(pid, None)
+            if ended.si_pid in self._children:
+                signal_group(ended.si_pid, signal.SIGKILL)  # before it is reaped: until then its number is not reused
+            _, status, usage = os.wait4(ended.si_pid, 0)
+            name = self._children.pop(ended.si_pid, None)
             if name is not None:
+                if not self._children:
+                    self._kill_adopted()
                 code = os.waitstatus_to_exitcode(status)
                 self._channel.send({"ended": name, "status": code, "peak_rss_kb": usage.ru_maxrss})
+
+    def _kill_adopted(self) -> None:
+        """Kill processes that trials left in sessions of their own: when their parent ended they became ours."""
+        for _ in range(100):  # the children of one that is killed become ours in turn
+            adopted = [pid for pid in _child_pids() if pid not in self._children]
+            if not adopted:
+                return
+            for pid in adopted:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
+
+
+def _child_pids() -> list[int]:
+    """Return the process ids of this process's children; empty where the system does not say."""
+    try:
+        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    except (OSError, ValueError):
+        return []
+
+
+@contextlib.contextmanager
+def ended_by_hangup(channel: Channel) -> Iterator[None]:
+    """While inside, this process ends when the other end of `channel` goes away, whatever it is doing.
+
+    The kernel sends SIGIO then, whose default is to end the process: loading may take minutes, and an agent that was
+    killed must not leave that behind. The agent sends nothing while it waits for the answer.
+    """
+    before = fcntl.fcntl(channel.fileno(), fcntl.F_GETFL)
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(channel.fileno(), fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(channel.fileno(), fcntl.F_SETFL, before | os.O_ASYNC)
+    try:
+        yield
+    finally:
+        fcntl.fcntl(channel.fileno(), fcntl.F_SETFL, before)
 
 
 def preload(spec: dict[str, Any] | None) -> Message:
@@ -143,19 +212,18 @@ def unsafe_to_fork() -> str | None:
     return None
 
 
-def kill_group(pid: int) -> None:
-    """Kill a process group, if there is one."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent ends (Linux)."""
+    parent = os.getppid()
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent != os.getppid():
+        os._exit(70)
+
+
+def _prctl(option: int, value: int) -> None:
+    """Call ``prctl``; elsewhere than on Linux do nothing."""
     if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if parent != os.getppid():
-            os._exit(70)
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
 def main() -> None:

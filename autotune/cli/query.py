@@ -144,21 +144,21 @@ def trials(
         record = store.campaigns.get(name)
         found = store.trials.find(name)
     table = history.frame(found, record.metric["name"])
+    names = None if columns is None else [c.strip() for c in columns.split(",") if c.strip()]
     chosen = history.query(
         table,
         where=history.parse_where(where),
         sort=sort,
         limit=limit,
-        columns=None if columns is None else [c.strip() for c in columns.split(",") if c.strip()],
+        columns=None if format_ == "json" else names,
         metric=record.metric["name"],
         mode=record.metric["mode"],
     )
     if format_ == "json":
-        numbers = history.numbers(chosen, table)
-        by_number = {t.number: t for t in found}
-        echo_json(history.records([by_number[n] for n in numbers]))
+        by_number = {r["number"]: r for r in history.records(found)}
+        echo_json([by_number[int(n)] for n in chosen["number"]])
     else:
-        echo_frame(chosen, format_)
+        echo_frame(history.storable(chosen) if format_ == "parquet" else chosen, format_)
 
 
 @click.command()

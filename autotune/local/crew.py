@@ -58,6 +58,8 @@ class Crew:
         slots_per_device: As `autotune worker --slots-per-device`.
         detached: Whether the processes outlive this one.
         paths: Folders to look for the objective's module in, beside the working directory.
+        members: The processes.
+        asked_to_stop: Whether they were asked to end.
     """
 
     store_uri: str
@@ -68,6 +70,7 @@ class Crew:
     detached: bool = False
     paths: tuple[str, ...] = ()
     members: list[Member] = field(default_factory=list)
+    asked_to_stop: bool = False
 
     def start(self) -> None:
         """Start the coordinator and the workers.
@@ -120,8 +123,10 @@ class Crew:
             self._start(member)
 
     def ask_to_stop(self) -> None:
-        """Ask all to end in good order: workers give their trials back."""
-        self._signal(signal.SIGTERM)
+        """Ask all to end in good order: workers give their trials back. Once only: asking twice means at once."""
+        if not self.asked_to_stop:
+            self.asked_to_stop = True
+            self._signal(signal.SIGTERM)
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """End all: in good order within `timeout_s` seconds, else by force."""

@@ -15,7 +15,7 @@ _PLAIN_EXPONENTS = range(-10, 15)
 
 
 def score_text(name: str, value: float) -> str:
-    """Return a score: two decimals for ``marginal_ll``, at least six significant digits for others, ``NaN`` where missing.
+    """Return a score: two decimals for ``marginal_ll``, six significant digits or more for others, or ``NaN``.
 
     Args:
         name: Name of the metric.
@@ -53,31 +53,34 @@ def number_text(value: float, digits: int = 6) -> str:
     return f"{Decimal(short):f}"
 
 
-def cell_text(value: Any) -> str:
+def cell_text(value: Any, digits: int = 6) -> str:
     """Return any value of a table on one line; ``-`` where missing.
 
     Args:
         value: A value of a parameter or fact.
+        digits: Significant digits of a float.
     """
     if is_missing(value):
         return "-"
     if isinstance(value, bool):
         return "true" if value else "false"
     if is_number(value):
-        return number_text(value)
+        return number_text(value, digits)
     return " ".join(str(value).split())
 
 
-def as_text(table: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
+def as_text(table: pd.DataFrame, metric: str | None = None, digits: int = 6) -> pd.DataFrame:
     """Return the table with all values as text for people.
 
     Args:
         table: A table of `autotune.report.tables`.
         metric: Name of the column that holds scores, or None.
+        digits: Significant digits of floats that are no scores.
     """
     columns = {
         str(name): [
-            score_text(str(name), value) if name == metric else cell_text(value) for value in table[name].tolist()
+            score_text(str(name), value) if name == metric else cell_text(value, digits)
+            for value in table[name].tolist()
         ]
         for name in table.columns
     }

@@ -68,7 +68,7 @@ def render_table(console: Console, table: pd.DataFrame, label: str | None) -> No
         label: Header of the row labels; the first column then holds scores, and both are repeated in each part.
     """
     metric = str(table.columns[0]) if label is not None else None
-    texts = as_text(table, metric)
+    texts = as_text(table, metric, digits=4)
     columns = [
         _Column(header=name, cells=tuple(texts[name].tolist()), right=name == metric or is_numeric(table, name))
         for name in texts.columns

@@ -15,7 +15,7 @@ from autotune.report.ranking import Entry, rank
 from autotune.store.base import CampaignRecord
 from autotune.trial import Trial, TrialState
 
-KNOWN_PARAMS = ("n_layers", "n_hidden", "n_latent", "reconstruction_loss", "dropout_rate", "lr")
+KNOWN_PARAMS = ("n_layers", "n_hidden", "n_latent", "reconstruction_loss", "gene_likelihood", "dropout_rate", "lr")
 """Parameters that come first, in this order, and are columns also where the campaign fixes them."""
 
 SHOWN_FACTS = ("n_epochs", "n_params")

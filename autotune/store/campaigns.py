@@ -130,7 +130,7 @@ class Campaigns:
     @mapped
     def events(self, name: str) -> list[dict[str, Any]]:
         """Return the audit of a campaign, oldest first."""
-        return list(self._events.find({"campaign": name}, {"_id": 0}).sort("at", ASCENDING))
+        return list(self._events.find({"campaign": name}, {"_id": 0}).sort([("at", ASCENDING), ("_id", ASCENDING)]))
 
     def _now(self) -> Any:
         return self.connection.client.admin.command("hello")["localTime"]

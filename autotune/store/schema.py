@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from pymongo import ASCENDING, IndexModel
@@ -17,6 +18,7 @@ _SECONDS = {"bsonType": ["int", "long", "double"], "minimum": 0}
 _TIME = {"bsonType": "date"}
 _TIME_OR_NULL = {"bsonType": ["date", "null"]}
 _TEXT_OR_NULL = {"bsonType": ["string", "null"]}
+_FINITE_OR_NULL = {"bsonType": ["double", "null"], "minimum": -sys.float_info.max, "maximum": sys.float_info.max}
 
 
 def _document(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +81,7 @@ VALIDATORS: dict[str, dict[str, Any]] = {
             "seed": _COUNT,
             "lease": _LEASE,
             "attempts": {"bsonType": "array", "items": _ATTEMPT},
-            "score": {"bsonType": ["double", "null"]},
+            "score": _FINITE_OR_NULL,
             "metrics": _MAPPING,
             "facts": _MAPPING,
             "proposed_at": _TIME,
@@ -113,6 +115,12 @@ INDEXES: dict[str, list[IndexModel]] = {
         _index("campaign_state_number", "campaign", "state", "number"),
         _index("campaign_score", "campaign", "score"),
         _index("state_owner", "state", "lease.owner"),
+        IndexModel(
+            [("lease.token", ASCENDING)],
+            name="lease_token",
+            unique=True,
+            partialFilterExpression={"lease.token": {"$exists": True}},
+        ),
     ],
     "reports": [_index("trial_step", "campaign", "number", "step", unique=True)],
     "workers": [_index("state_seen", "state", "seen_at")],

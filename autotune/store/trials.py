@@ -1,32 +1,25 @@
-"""Trials: propose, claim, renew, finish, fail, release, reap, cancel; and reading them."""
+"""Trials: propose, claim, renew, finish, fail, release, reap, cancel."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from pymongo import ASCENDING, DESCENDING, ReturnDocument
+from pymongo import ASCENDING, ReturnDocument
+from pymongo.errors import DuplicateKeyError
 
-from autotune.errors import DuplicateError, LeaseLostError, NotFoundError
+from autotune.errors import DuplicateError, LeaseLostError, ObjectiveError
 from autotune.lifecycle import Event, after_attempt, sources, target
-from autotune.store.connection import Connection, mapped
+from autotune.store.connection import mapped
 from autotune.store.documents import failure_fields, result_fields, trial_document, trial_value
-from autotune.store.expressions import NOW, expired, in_seconds, insert_only, literal
+from autotune.store.expressions import NOW, Expression, expired, in_seconds, insert_only, literal
+from autotune.store.trial_reads import WITHOUT_TEXTS, TrialReads
 from autotune.trial import Cause, Failure, Lease, Result, Trial, TrialState
 
-_WITHOUT_TEXTS = {"attempts.traceback": 0, "attempts.log_tail": 0, "attempts.late_result": 0}
-_HEAD = {
-    "campaign": 1, "number": 1, "params": 1, "config_hash": 1, "state": 1, "score": 1, "lease": 1,
-    "attempts.token": 1, "attempts.cause": 1, "attempts.message": 1,
-}  # fmt: skip
 
-
-class Trials:
-    """The collection ``trials``."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self._trials = connection.database["trials"]
+class Trials(TrialReads):
+    """The collection ``trials``: its moves."""
 
     @mapped
     def propose(
@@ -70,6 +63,8 @@ class Trials:
     ) -> Trial | None:
         """Take the queued trial with the lowest number, or return None when there is none.
 
+        Safe to repeat: a call with the token of a lease that is held returns that lease's trial.
+
         Args:
             campaigns: Names of the campaigns to serve.
             owner: Id of the worker.
@@ -82,30 +77,37 @@ class Trials:
         if not names:
             return None
         durations = {n: duration_s[n] if isinstance(duration_s, Mapping) else duration_s for n in names}
-        for name in names:
-            attempt = {"token": literal(token), "owner": literal(owner), "host": literal(host),
-                       "device": literal(device), "started_at": NOW}  # fmt: skip
-            lease = {"owner": literal(owner), "token": literal(token), "duration_s": float(durations[name]),
-                     "expires_at": in_seconds(durations[name])}  # fmt: skip
-            document = self._trials.find_one_and_update(
-                {"campaign": name, "state": {"$in": sources(Event.CLAIM)}},
-                [
-                    {
-                        "$set": {
-                            "state": str(target(Event.CLAIM)),
-                            "started_at": {"$ifNull": ["$started_at", NOW]},
-                            "lease": lease,
-                            "attempts": {"$concatArrays": ["$attempts", [attempt]]},
-                        }
-                    }
-                ],
-                sort=[("number", ASCENDING)],
-                return_document=ReturnDocument.AFTER,
-                projection=_WITHOUT_TEXTS,
-            )
-            if document is not None:
-                return trial_value(document)
+        attempt = {"token": literal(token), "owner": literal(owner), "host": literal(host),
+                   "device": literal(device), "started_at": NOW}  # fmt: skip
+        try:
+            for name in names:
+                document = self._claim_in(name, attempt, durations[name])
+                if document is not None:
+                    return trial_value(document)
+        except DuplicateKeyError:
+            document = self._trials.find_one({"lease.token": token}, WITHOUT_TEXTS)
+            return None if document is None else trial_value(document)
         return None
+
+    def _claim_in(self, campaign: str, attempt: Expression, duration_s: float) -> dict[str, Any] | None:
+        lease = {"owner": attempt["owner"], "token": attempt["token"], "duration_s": float(duration_s),
+                 "expires_at": in_seconds(duration_s)}  # fmt: skip
+        return self._trials.find_one_and_update(
+            {"campaign": campaign, "state": {"$in": sources(Event.CLAIM)}},
+            [
+                {
+                    "$set": {
+                        "state": str(target(Event.CLAIM)),
+                        "started_at": {"$ifNull": ["$started_at", NOW]},
+                        "lease": lease,
+                        "attempts": {"$concatArrays": ["$attempts", [attempt]]},
+                    }
+                }
+            ],
+            sort=[("number", ASCENDING)],
+            return_document=ReturnDocument.AFTER,
+            projection=WITHOUT_TEXTS,
+        )
 
     @mapped
     def renew(self, leases: Iterable[Lease]) -> set[str]:
@@ -127,8 +129,14 @@ class Trials:
         """Write the result of a trial and end it. Safe to repeat.
 
         Raises:
+            ObjectiveError: If the score is not a finite number; then nothing is changed.
             LeaseLostError: If the lease is not this one any more; the result is kept as the attempt's late result.
         """
+        if not math.isfinite(result.score):
+            raise ObjectiveError(
+                f"trial {lease.number} of '{lease.campaign}' has the score {result.score}; a result needs a finite number, "
+                "end the attempt as not-a-number"
+            )
         fields = result_fields(result)
         if self._end(lease, Event.FINISH, fields, {"timing": dict(timing or {})}):
             return
@@ -141,13 +149,15 @@ class Trials:
             {"campaign": lease.campaign, "number": lease.number, "attempts.token": lease.token},
             {"$set": {"attempts.$.late_result": fields}},
         )
-        raise LeaseLostError(f"trial {lease.number} of '{lease.campaign}' has been given to another; result kept as late")
+        raise LeaseLostError(
+            f"trial {lease.number} of '{lease.campaign}' has been given to another; result kept as late"
+        )
 
     @mapped
     def end_attempt(
         self, lease: Lease, failure: Failure, *, process_killed: bool = False, timing: Mapping[str, float] | None = None
     ) -> TrialState:
-        """End an attempt that has no result; the trial goes where `lifecycle.after_attempt` says.
+        """End an attempt that has no result; the trial goes where `lifecycle.after_attempt` says. Safe to repeat.
 
         Args:
             lease: The attempt's lease.
@@ -156,24 +166,29 @@ class Trials:
             timing: Seconds per phase.
 
         Returns:
-            The state that the trial is in now.
+            The state that the trial went to.
 
         Raises:
             LeaseLostError: If the lease is not this one any more; then nothing is changed.
         """
-        killed_before = 0
-        if process_killed:
-            trial = self._trials.find_one(
-                {"campaign": lease.campaign, "number": lease.number}, {"attempts.process_killed": 1}
-            )
-            killed_before = sum(bool(a.get("process_killed")) for a in (trial or {}).get("attempts", []))
+        attempts = self._attempts(lease) if process_killed else []
+        killed_before = sum(bool(a.get("process_killed")) for a in attempts if a["token"] != lease.token)
         event = after_attempt(failure.cause, killed_before=killed_before, process_killed=process_killed)
-        attempt = {**failure_fields(failure), "timing": dict(timing or {})}
+        attempt = {**failure_fields(failure), "timing": dict(timing or {}), "ended_by_holder": True}
         if process_killed:
             attempt["process_killed"] = True
-        if not self._end(lease, event, {}, attempt):
+        if not self._end(lease, event, {}, attempt) and not any(
+            a["token"] == lease.token and a.get("ended_by_holder") and a["cause"] == attempt["cause"]
+            for a in self._attempts(lease)
+        ):
             raise LeaseLostError(f"trial {lease.number} of '{lease.campaign}' has been given to another")
         return target(event)
+
+    def _attempts(self, lease: Lease) -> list[dict[str, Any]]:
+        """Return the attempts of the lease's trial, without texts."""
+        fields = {"attempts.token": 1, "attempts.cause": 1, "attempts.process_killed": 1, "attempts.ended_by_holder": 1}
+        trial = self._trials.find_one({"campaign": lease.campaign, "number": lease.number}, fields)
+        return [] if trial is None else list(trial["attempts"])
 
     def _end(self, lease: Lease, event: Event, fields: Mapping[str, Any], attempt: Mapping[str, Any]) -> bool:
         state = target(event)
@@ -226,7 +241,7 @@ class Trials:
 
     @mapped
     def cancel(self, campaign: str, message: str = "cancelled") -> int:
-        """Cancel every trial of a campaign that has not ended; return how many. Workers notice at their next renewal."""
+        """Cancel every trial of a campaign that has not ended; return how many. Workers notice when they renew."""
         attempts = {
             "$map": {
                 "input": "$attempts",
@@ -249,64 +264,3 @@ class Trials:
             [{"$set": {"state": str(target(Event.CANCEL)), "attempts": attempts, "lease": None, "ended_at": NOW}}],
         )
         return done.modified_count
-
-    @mapped
-    def get(self, campaign: str, number: int) -> Trial:
-        """Return one trial whole.
-
-        Raises:
-            NotFoundError: If there is none of that number.
-        """
-        document = self._trials.find_one({"campaign": campaign, "number": number})
-        if document is None:
-            count = self._trials.count_documents({"campaign": campaign})
-            raise NotFoundError(f"campaign '{campaign}' has no trial {number}; it has {count} trials")
-        return trial_value(document)
-
-    @mapped
-    def find(self, campaign: str, states: Iterable[TrialState] | None = None) -> list[Trial]:
-        """Return trials in order of number, without tracebacks and logs; all of them or those in `states`."""
-        query: dict[str, Any] = {"campaign": campaign}
-        if states is not None:
-            query["state"] = {"$in": sorted(states)}
-        found = self._trials.find(query, _WITHOUT_TEXTS).sort("number", ASCENDING)
-        return [trial_value(d) for d in found]
-
-    @mapped
-    def heads(
-        self, campaign: str, *, states: Iterable[TrialState] | None = None, numbers: Sequence[int] | None = None
-    ) -> list[Trial]:
-        """Return what the search needs of trials (number, params, state, score, causes), in order of number."""
-        query: dict[str, Any] = {"campaign": campaign}
-        if states is not None:
-            query["state"] = {"$in": sorted(states)}
-        if numbers is not None:
-            query["number"] = {"$in": list(numbers)}
-        return [trial_value(d) for d in self._trials.find(query, _HEAD).sort("number", ASCENDING)]
-
-    @mapped
-    def best(self, campaign: str, mode: str) -> Trial | None:
-        """Return the finished trial with the best score, the lowest number among equals; None when none finished."""
-        order = [("score", DESCENDING if mode == "max" else ASCENDING), ("number", ASCENDING)]
-        query = {"campaign": campaign, "state": "finished", "score": {"$type": "double"}}
-        document = self._trials.find_one(query, _WITHOUT_TEXTS, sort=order)
-        return None if document is None else trial_value(document)
-
-    @mapped
-    def counts(self, campaign: str) -> dict[TrialState, int]:
-        """Return how many trials of a campaign are in each state; states without trials are left out."""
-        rows = self._trials.aggregate(
-            [{"$match": {"campaign": campaign}}, {"$group": {"_id": "$state", "n": {"$sum": 1}}}]
-        )
-        return {TrialState(row["_id"]): int(row["n"]) for row in rows}
-
-    @mapped
-    def running_by_owner(self, owners: Sequence[str]) -> dict[str, int]:
-        """Return how many trials, of all campaigns, each of these workers runs now."""
-        rows = self._trials.aggregate(
-            [
-                {"$match": {"state": "running", "lease.owner": {"$in": list(owners)}}},
-                {"$group": {"_id": "$lease.owner", "n": {"$sum": 1}}},
-            ]
-        )
-        return {row["_id"]: int(row["n"]) for row in rows}

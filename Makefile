@@ -1,0 +1,44 @@
+# make demo   sets up .venv and runs a small scVI campaign on simulated cells (DATA=/path/to.h5ad: on those)
+# make test   sets up .venv and runs all tests
+# make setup  sets up .venv alone: all extras and the tools for development
+# make check  what CI runs: make test, then style and types
+# make bench  the benchmarks
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DATA ?=
+DEMO_HOME ?= $(CURDIR)/.demo
+PYTEST_ARGS ?=
+
+.PHONY: setup demo test static check bench clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
+	touch $(READY)
+
+demo: $(READY)
+	@AUTOTUNE_DEMO_HOME='$(DEMO_HOME)' BIN='$(CURDIR)/$(BIN)' DATA='$(DATA)' bash examples/demo.sh
+
+test: $(READY)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+static: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: test static
+
+bench: $(READY)
+	$(BIN)/python benchmarks/orchestration.py
+	$(BIN)/python benchmarks/start_up.py
+
+clean:
+	rm -rf $(VENV) .demo build *.egg-info

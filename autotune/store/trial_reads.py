@@ -1,0 +1,90 @@
+"""Reading trials: one, many, the best, how many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pymongo import ASCENDING, DESCENDING
+
+from autotune.errors import NotFoundError
+from autotune.store.connection import Connection, mapped
+from autotune.store.documents import trial_value
+from autotune.trial import Trial, TrialState
+
+WITHOUT_TEXTS = {"attempts.traceback": 0, "attempts.log_tail": 0, "attempts.late_result": 0}
+"""Projection without the long texts of attempts."""
+
+_HEAD = {
+    "campaign": 1, "number": 1, "params": 1, "config_hash": 1, "state": 1, "score": 1, "lease": 1,
+    "attempts.token": 1, "attempts.cause": 1, "attempts.message": 1,
+}  # fmt: skip
+
+
+class TrialReads:
+    """The collection ``trials``, read only."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._trials = connection.database["trials"]
+
+    @mapped
+    def get(self, campaign: str, number: int) -> Trial:
+        """Return one trial whole.
+
+        Raises:
+            NotFoundError: If there is none of that number.
+        """
+        document = self._trials.find_one({"campaign": campaign, "number": number})
+        if document is None:
+            count = self._trials.count_documents({"campaign": campaign})
+            raise NotFoundError(f"campaign '{campaign}' has no trial {number}; it has {count} trials")
+        return trial_value(document)
+
+    @mapped
+    def find(self, campaign: str, states: Iterable[TrialState] | None = None) -> list[Trial]:
+        """Return trials in order of number, without tracebacks and logs; all of them or those in `states`."""
+        query: dict[str, Any] = {"campaign": campaign}
+        if states is not None:
+            query["state"] = {"$in": sorted(states)}
+        found = self._trials.find(query, WITHOUT_TEXTS).sort("number", ASCENDING)
+        return [trial_value(d) for d in found]
+
+    @mapped
+    def heads(
+        self, campaign: str, *, states: Iterable[TrialState] | None = None, numbers: Sequence[int] | None = None
+    ) -> list[Trial]:
+        """Return what the search needs of trials (number, params, state, score, causes), in order of number."""
+        query: dict[str, Any] = {"campaign": campaign}
+        if states is not None:
+            query["state"] = {"$in": sorted(states)}
+        if numbers is not None:
+            query["number"] = {"$in": list(numbers)}
+        return [trial_value(d) for d in self._trials.find(query, _HEAD).sort("number", ASCENDING)]
+
+    @mapped
+    def best(self, campaign: str, mode: str) -> Trial | None:
+        """Return the finished trial with the best score, the lowest number among equals; None when none finished."""
+        order = [("score", DESCENDING if mode == "max" else ASCENDING), ("number", ASCENDING)]
+        query = {"campaign": campaign, "state": "finished", "score": {"$type": "double"}}
+        document = self._trials.find_one(query, WITHOUT_TEXTS, sort=order)
+        return None if document is None else trial_value(document)
+
+    @mapped
+    def counts(self, campaign: str) -> dict[TrialState, int]:
+        """Return how many trials of a campaign are in each state; states without trials are left out."""
+        rows = self._trials.aggregate(
+            [{"$match": {"campaign": campaign}}, {"$group": {"_id": "$state", "n": {"$sum": 1}}}]
+        )
+        return {TrialState(row["_id"]): int(row["n"]) for row in rows}
+
+    @mapped
+    def running_by_owner(self, owners: Sequence[str]) -> dict[str, int]:
+        """Return how many trials, of all campaigns, each of these workers runs now."""
+        rows = self._trials.aggregate(
+            [
+                {"$match": {"state": "running", "lease.owner": {"$in": list(owners)}}},
+                {"$group": {"_id": "$lease.owner", "n": {"$sum": 1}}},
+            ]
+        )
+        return {row["_id"]: int(row["n"]) for row in rows}

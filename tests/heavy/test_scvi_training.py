@@ -1,0 +1,262 @@
+"""Trials of scVI from prepared cells to result."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from workers.reporting import Trial, TrialStopped
+from workers.workloads.fields import defaults
+from workers.workloads.registry import get_workload
+from workers.workloads.scvi import training
+from workers.workloads.scvi.best import BestEpoch
+from workers.workloads.scvi.callbacks import EpochEnd, copy_weights
+from workers.workloads.scvi.space import FIELDS
+
+pytestmark = pytest.mark.heavy
+
+ROOT = Path(__file__).parents[2]
+SMALL: dict[str, Any] = {
+    "n_hidden": 32,
+    "n_latent": 5,
+    "max_epochs": 4,
+    "lr": 0.01,
+    "n_epochs_kl_warmup": None,
+    "marginal_ll_draws": 20,
+}
+WORKLOAD = get_workload("scvi")
+
+
+def run(prepared: Any, **params: Any) -> tuple[Any, list[tuple[int, Mapping[str, float]]]]:
+    sent: list[tuple[int, Mapping[str, float]]] = []
+    trial = Trial(
+        params={**SMALL, **params}, data=prepared, seed=5, send=lambda step, values: sent.append((step, values))
+    )
+    return WORKLOAD.run(trial), sent
+
+
+def test_result_says_what_it_is(prepared: Any) -> None:
+    result, sent = run(prepared)
+    n_train, n_validation = len(prepared.split.train), len(prepared.split.validation)
+    assert set(result.metrics) == set(WORKLOAD.metrics())
+    score = result.metrics["marginal_ll"]
+    assert (score.split, score.draws, score.n) == ("validation", 20, n_validation)
+    assert score.se is not None
+    assert score.epoch == result.facts["n_epochs"]
+    assert score.value < result.metrics["elbo_validation"].value
+    assert result.metrics["elbo_train"].n == n_train
+    assert [step for step, _ in sent] == [1, 2, 3, 4]
+    assert all(set(values) == {"elbo_train", "elbo_validation"} for _, values in sent)
+    assert result.facts["n_params"] == 2 * 40 * 32 + 2 * 32 * 5
+    assert result.facts["n_weights"] > result.facts["n_params"]
+    assert result.facts["n_epochs_run"] == result.facts["max_epochs"] == 4
+
+
+def test_same_trial_gives_the_same_bits(prepared: Any) -> None:
+    first, second = run(prepared), run(prepared)
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"use_observed_lib_size": False},
+        {"reconstruction_loss": "nb", "n_layers": 2, "dispersion": "gene-batch"},
+        {"dispersion": "gene-cell", "dropout_rate": 0.9},
+        {"lr_patience": 0, "lr_factor": 0.5},
+        {"early_stopping": False},
+    ],
+)
+def test_other_settings_train_too(prepared: Any, params: dict[str, Any]) -> None:
+    result, _ = run(prepared, max_epochs=2, **params)
+    assert np.isfinite(result.metrics["marginal_ll"].value)
+
+
+def test_best_epoch_is_restored_and_counted_from_one(prepared: Any) -> None:
+    """With a huge learning rate the last epoch is not the best: the restored weights must score as that epoch did."""
+    result, sent = run(prepared, lr=0.3, max_epochs=8, marginal_ll_draws=100)
+    curve = [values["elbo_validation"] for _, values in sent]
+    best = int(np.argmin(curve)) + 1
+    assert best < len(curve)
+    assert result.facts["n_epochs"] == best
+    assert result.facts["n_epochs_run"] == len(curve)
+    assert curve[-1] > 2 * min(curve)
+    assert result.metrics["elbo_validation"].value == pytest.approx(min(curve), rel=0.2)  # the curve has one draw
+
+
+def test_epoch_curve_and_final_score_are_the_same_quantity(prepared: Any) -> None:
+    result, sent = run(prepared, max_epochs=6, marginal_ll_draws=100)
+    curve = [values["elbo_validation"] for _, values in sent]
+    assert result.metrics["elbo_validation"].value == pytest.approx(min(curve), rel=0.01)
+
+
+def test_copied_weights_do_not_follow_training() -> None:
+    layer = torch.nn.Linear(2, 1)
+    kept, live = copy_weights(layer), layer.state_dict()
+    with torch.no_grad():
+        layer.weight.add_(1.0)
+    assert torch.equal(live["weight"], layer.weight)  # the trap: live references
+    assert not torch.equal(kept["weight"], layer.weight)
+
+
+def test_early_stopping_waits_for_patience(prepared: Any) -> None:
+    result, sent = run(prepared, lr=0.3, max_epochs=40, patience=2)
+    curve = [values["elbo_validation"] for _, values in sent]
+    assert len(curve) < 40
+    assert len(curve) == result.facts["n_epochs"] + 2
+
+
+def test_trains_on_exactly_the_training_cells(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every training batch is traced back to its cells by its counts."""
+    from scvi.train import TrainingPlan
+
+    rows = {row.tobytes(): i for i, row in enumerate(prepared.cells.counts.toarray())}
+    seen: dict[str, list[int]] = {"train": [], "validation": []}
+    for part, name in (("train", "training_step"), ("validation", "validation_step")):
+        original = getattr(TrainingPlan, name)
+
+        def step(self: Any, batch: Any, index: int, *, part: str = part, original: Any = original) -> Any:
+            seen[part] += [rows[row.numpy().tobytes()] for row in batch["X"]]
+            return original(self, batch, index)
+
+        monkeypatch.setattr(TrainingPlan, name, step)
+    run(prepared, max_epochs=1)
+    assert len(rows) == len(prepared.cells.names)
+    assert sorted(seen["train"]) == list(prepared.split.train)
+    assert sorted(seen["validation"]) == list(prepared.split.validation)
+
+
+def test_counts_are_shared_not_copied(prepared: Any) -> None:
+    model = training.build_model(prepared, {**defaults(FIELDS), **SMALL})
+    assert np.shares_memory(model.adata.X.data, prepared.cells.counts.data)
+
+
+def test_cells_without_counts_are_left_out(tmp_path: Path) -> None:
+    import anndata
+
+    from workers.workloads.cells.simulate import simulate_cells
+
+    cells = simulate_cells(120, 30, 2)
+    counts = cells.X.tolil()
+    counts[5] = 0
+    anndata.AnnData(X=counts.tocsr(), obs=cells.obs).write_h5ad(tmp_path / "a.h5ad")
+    cells_left = WORKLOAD.prepare({"path": str(tmp_path / "a.h5ad")}, {})
+    result, _ = run(cells_left, max_epochs=1, use_observed_lib_size=False)
+    assert result.facts["n_train"] + result.facts["n_validation"] == 119
+    assert np.isfinite(result.metrics["marginal_ll"].value)
+
+
+def test_last_batch_of_one_cell_is_skipped(prepared: Any) -> None:
+    result, _ = run(prepared, max_epochs=1, batch_size=(len(prepared.split.train) - 1) // 2)
+    assert np.isfinite(result.metrics["marginal_ll"].value)
+
+
+def test_stop_passes_out_of_the_training_loop(prepared: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    def stop(step: int, values: Mapping[str, float]) -> None:
+        if step == 2:
+            raise TrialStopped("cancelled")
+
+    with pytest.raises(TrialStopped, match="cancelled"):
+        WORKLOAD.run(Trial(params=SMALL, data=prepared, send=stop))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_diverged_training_ends_promptly_as_not_a_number(prepared: Any) -> None:
+    sent: list[int] = []
+    trial = Trial(
+        params={**SMALL, "lr": 1e30, "max_epochs": 50}, data=prepared, send=lambda step, values: sent.append(step)
+    )
+    with pytest.raises(FloatingPointError, match=r"epoch|NaN"):
+        WORKLOAD.run(trial)
+    assert len(sent) <= 2
+
+
+class _Trainer:
+    current_epoch = 2
+    should_stop = False
+
+    def __init__(self, value: float) -> None:
+        self.callback_metrics = {"elbo_train": torch.tensor(1.0), "elbo_validation": torch.tensor(value)}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_metric_that_is_no_number_is_reported_then_ends_the_trial(value: float) -> None:
+    sent: list[int] = []
+    callback = EpochEnd(Trial(params={}, send=lambda step, values: sent.append(step)), BestEpoch(patience=None))
+    with pytest.raises(FloatingPointError, match=r"elbo_validation is .* at epoch 3"):
+        callback.on_train_epoch_end(_Trainer(value), None)
+    assert sent == [3]
+
+
+def test_error_that_has_nothing_to_do_with_nan_is_not_renamed(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scvi.train import TrainingPlan
+
+    def broken(self: Any, batch: Any, index: int) -> Any:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(TrainingPlan, "training_step", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        run(prepared, max_epochs=1)
+
+
+def test_trial_is_silent_and_leaves_no_files(
+    prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    level = logging.getLogger("lightning.pytorch").level
+    run(prepared, max_epochs=2, lr=0.3, patience=1)
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+    assert logging.getLogger("lightning.pytorch").level == level
+
+
+FORK = """
+import os, sys, threading
+from workers.workloads.registry import get_workload
+import importlib
+workload = get_workload("scvi")
+for module in workload.preload:
+    importlib.import_module(module)
+before = len(os.listdir("/proc/self/task"))
+prepared = workload.prepare({"path": sys.argv[1], "batch": "donor_id"}, {"by": "donor_id"})
+import torch
+assert len(os.listdir("/proc/self/task")) == before, "prepare started threads"
+assert not torch.cuda.is_initialized()
+from workers.reporting import Trial
+children = []
+for number in range(2):
+    pid = os.fork()
+    if pid == 0:
+        params = {"max_epochs": 1, "n_hidden": 16, "marginal_ll_draws": 5}
+        result = workload.run(Trial(params=params, data=prepared, seed=number, threads=2))
+        sys.stdout.write(f"{result.metrics['marginal_ll'].value:.3f}\\n")
+        sys.stdout.flush()
+        os._exit(0)
+    children.append(pid)
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks and reads /proc")
+def test_prepared_cells_survive_a_fork(cells_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, str(cells_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert len(done.stdout.split()) == 2

@@ -1,0 +1,59 @@
+"""What happens after each epoch: report, keep the best weights, stop."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from workers.reporting import Trial
+from workers.workloads.scvi.best import BestEpoch
+
+
+class EpochEnd(Callback):
+    """Reports each epoch, keeps a copy of the best weights and stops when there is no more progress.
+
+    Attributes:
+        best: Which epoch is best by ``elbo_validation``.
+        best_weights: Copy of the module's state after that epoch.
+        n_epochs_run: Number of epochs trained.
+    """
+
+    def __init__(self, trial: Trial, best: BestEpoch) -> None:
+        super().__init__()
+        self._trial = trial
+        self.best = best
+        self.best_weights: dict[str, torch.Tensor] = {}
+        self.n_epochs_run = 0
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Take the epoch's metrics; the validation pass of this epoch is already done.
+
+        Reported are ``elbo_train`` (mean over the epoch's batches, with dropout, while weights change) and
+        ``elbo_validation`` (after the epoch, evaluation mode, one draw per cell), nats per cell, no KL weight.
+
+        Raises:
+            TrialStopped: Passed on from the trial.
+            FloatingPointError: If a metric is NaN or infinite.
+        """
+        self.n_epochs_run = trainer.current_epoch + 1
+        train = float(trainer.callback_metrics["elbo_train"])
+        validation = float(trainer.callback_metrics["elbo_validation"])
+        self._trial.report(self.n_epochs_run, elbo_train=train, elbo_validation=validation)
+        for name, value in (("elbo_train", train), ("elbo_validation", validation)):
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{name} is {value} at epoch {self.n_epochs_run}")
+        if self.best.update(self.n_epochs_run, validation):
+            self.best_weights = copy_weights(pl_module.module)
+        if self.best.should_stop:
+            trainer.should_stop = True
+
+
+def copy_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of a module's state that later training does not change.
+
+    ``state_dict()`` alone gives live references: loading it back restores the last weights, not the best.
+    """
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
