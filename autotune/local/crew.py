@@ -107,13 +107,13 @@ class Crew:
             member.process.returncode = 0  # it outlives this process on purpose
 
     def tend(self) -> None:
-        """Start again what died, for as long as the campaign runs.
+        """Start again what ended, in whatever way; to be called only while the campaign runs.
 
         Raises:
-            WorkerError: If a process died `MAX_STARTS` times; says its last words.
+            WorkerError: If a process ended `MAX_STARTS` times; says its last words.
         """
         for member in self.members:
-            if member.process is None or member.process.poll() in (None, 0):
+            if member.process is None or member.process.poll() is None:
                 continue
             if member.starts >= MAX_STARTS:
                 raise WorkerError(
