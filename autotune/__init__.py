@@ -1,6 +1,7 @@
 """Distributed hyperparameter search for deep models in biology and medicine.
 
-``autotune.launch(campaign, workers=2)`` runs a campaign and returns its result; the command line does the same and more.
+``autotune.launch(campaign, workers=2)`` runs a campaign and returns its result; the command line does
+the same and more.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ def apply_override(content: dict[str, Any], override: str) -> None:
 
 
 def resolve_data_path(content: dict[str, Any], folder: Path) -> None:
-    """Make a relative ``data.path`` absolute: beside the campaign file if it is there, else in the working directory."""
+    """Make a relative ``data.path`` absolute: beside the campaign file if it is there, else from the working folder."""
     data = content.get("data")
     if not isinstance(data, dict) or not isinstance(data.get("path"), str):
         return
@@ -250,7 +250,9 @@ def _check_plain(campaign: Campaign, source: str) -> None:
             raise CampaignError(f"{source}: {section} holds a value that is not plain JSON: {error}") from None
         for key in _keys(value):
             if not isinstance(key, str) or not key or key.startswith("$") or "." in key or "\0" in key:
-                raise CampaignError(f"{source}: {section} has the key {key!r}; keys are text without '.' or a leading '$'")
+                raise CampaignError(
+                    f"{source}: {section} has the key {key!r}; keys are text without '.' or a leading '$'"
+                )
 
 
 def _keys(value: Any) -> Iterable[Any]:

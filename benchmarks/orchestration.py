@@ -1,8 +1,9 @@
 """What a trial costs beside its training: 100 trials of sin(x), end to end, two at a time, against other systems.
 
-Ours goes through the embedded MongoDB, a coordinator process and one worker process with two slots, each trial in a child process
-of its own. "after start-up" is from the first claim to the end of the last trial, on the database's clock; "whole" is the call
-from cold: a new store, coordinator and worker included. Other systems run when they are installed (requirements.txt).
+Ours goes through the embedded MongoDB, a coordinator process and one worker process with two slots, each trial in a
+child process of its own. "after start-up" is from the first claim to the end of the last trial, on the database's
+clock; "whole" is the call from cold: a new store, coordinator and worker included. Other systems run when they are
+installed (requirements.txt).
 
     python benchmarks/orchestration.py [--trials 100] [--repeats 5]
 """
@@ -81,7 +82,7 @@ def optuna_sqlite(trials: int, folder: Path) -> dict[str, float]:
 
 
 def ray_tune(trials: int, folder: Path) -> dict[str, float]:
-    """Run Ray Tune with HyperOptSearch, two trials at a time; Ray itself is started before the clock of "after start-up"."""
+    """Run Ray Tune with HyperOptSearch, two trials at a time; Ray is started before the clock of "after start-up"."""
     import ray
     from ray import tune
     from ray.tune.search.hyperopt import HyperOptSearch
@@ -113,7 +114,9 @@ SYSTEMS: dict[str, Callable[[int, Path], dict[str, float]]] = {
 
 @click.command()
 @click.option("--trials", default=100, show_default=True)
-@click.option("--repeats", default=5, show_default=True, help="Runs of each system; Ray Tune, which is slow, runs once.")
+@click.option(
+    "--repeats", default=5, show_default=True, help="Runs of each system; Ray Tune, which is slow, runs once."
+)
 def main(trials: int, repeats: int) -> None:
     """Measure, print a table, write results/orchestration.json."""
     figures: dict[str, Any] = {}

@@ -1,6 +1,6 @@
-"""How long things take to begin: importing, ``--help``, the embedded store, and the first and later scVI trials of a worker.
+"""How long things take to begin: importing, ``--help``, the embedded store, a worker's scVI trials.
 
-    python benchmarks/start_up.py [--repeats 5]
+python benchmarks/start_up.py [--repeats 5]
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def main(repeats: int) -> None:
     rows = [[name, f["median"], f"{f['min']} .. {f['max']}"] for name, f in figures.items()]
     print(common.table(["what", "median, s", "spread"], rows))
     packages = common.versions("autotune", "pymongo", "torch", "scvi-tools")
-    print(common.write("start_up", f"python benchmarks/start_up.py --repeats {repeats}", {"seconds": figures}, packages))
+    print(
+        common.write("start_up", f"python benchmarks/start_up.py --repeats {repeats}", {"seconds": figures}, packages)
+    )
 
 
 if __name__ == "__main__":

@@ -23,9 +23,13 @@ def _crew_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--detach", is_flag=True, help="Leave coordinator and workers in the background and return."),
         click.option("--out", type=click.Path(file_okay=False), metavar="DIR", help="Also write the tables here."),
-        click.option("--slots-per-device", default=1, show_default=True, metavar="K", help="Trials at a time per device."),
+        click.option(
+            "--slots-per-device", default=1, show_default=True, metavar="K", help="Trials at a time per device."
+        ),
         click.option("--devices", default="auto", show_default=True, help="auto, cpu, or GPU numbers: 0,1."),
-        click.option("--workers", default=1, show_default=True, metavar="N", help="Local workers; 0: others do the work."),
+        click.option(
+            "--workers", default=1, show_default=True, metavar="N", help="Local workers; 0: others do the work."
+        ),
         store_option,
     ):
         command = option(command)
@@ -34,7 +38,9 @@ def _crew_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False))
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. budget.max_trials=12; repeatable.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. budget.max_trials=12; repeatable."
+)
 @_crew_options
 def launch(file: str, overrides: tuple[str, ...], store_uri: str | None, **options: Any) -> int:
     """Run the campaign in FILE: write it to the store, start a coordinator and workers, follow it to its end.

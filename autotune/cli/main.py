@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(exit_codes.OK)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last edge: nobody is shown a traceback who did not ask
         _debug()
         _fail(f"{type(error).__name__}: {error} (AUTOTUNE_DEBUG=1 shows where)", exit_codes.FAILURE)
     sys.exit(code if isinstance(code, int) else exit_codes.OK)

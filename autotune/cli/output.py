@@ -73,10 +73,9 @@ def write_parquet(frame: pd.DataFrame) -> None:
     if sys.stdout.isatty():
         raise InputError("Parquet is not for a terminal; write it to a file: --format parquet > trials.parquet")
     try:
-        data = frame.to_parquet(index=False)
+        frame.to_parquet(click.get_binary_stream("stdout"), index=False)  # type: ignore[operator] # wrong in stubs
     except ImportError:
         raise InputError("Parquet needs pyarrow: pip install 'autotune[parquet]'") from None
-    click.get_binary_stream("stdout").write(data or b"")
 
 
 def echo_table(columns: list[str], rows: list[list[Any]], *, title: str = "") -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autotune.cli.output import echo_frame, echo_json, echo_table, format_option, show as shown, store_option
+from autotune.cli.output import echo_frame, echo_json, echo_table, format_option, store_option
+from autotune.cli.output import show as shown
 from autotune.trial import CampaignState, TrialState
 
 if TYPE_CHECKING:
@@ -121,7 +122,13 @@ def hint(record: CampaignRecord, counts: dict[TrialState, int], *, leader: str |
 
 @click.command()
 @click.argument("name")
-@click.option("--where", "where", multiple=True, metavar="EXPR", help="Filter, e.g. 'n_layers=2' or 'marginal_ll<1200'; repeatable.")
+@click.option(
+    "--where",
+    "where",
+    multiple=True,
+    metavar="EXPR",
+    help="Filter, e.g. 'n_layers=2' or 'marginal_ll<1200'; repeatable.",
+)
 @click.option("--sort", metavar="KEY", help="Sort by a column; the campaign's metric sorts best first; -KEY reverses.")
 @click.option("--limit", type=int, metavar="N", help="Print the first N.")
 @click.option("--columns", metavar="A,B,...", help="Print these columns only.")

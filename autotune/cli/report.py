@@ -13,7 +13,9 @@ from autotune.cli.output import console, store_option
 @click.argument("name")
 @click.option("--best", default=10, show_default=True, metavar="N", help="Number of best configurations.")
 @click.option("--worst", default=10, show_default=True, metavar="N", help="Number of worst configurations.")
-@click.option("--out", type=click.Path(file_okay=False), metavar="DIR", help="Write CSV, Markdown and LaTeX files here.")
+@click.option(
+    "--out", type=click.Path(file_okay=False), metavar="DIR", help="Write CSV, Markdown and LaTeX files here."
+)
 @store_option
 def report(name: str, best: int, worst: int, out: str | None, store_uri: str | None) -> None:
     """Print the best and worst configurations of campaign NAME, and its run times."""

@@ -107,8 +107,8 @@ def inspect(campaign: Campaign) -> dict[str, Any]:
     """Ask the objective about the campaign, in a process of its own that may import heavy libraries.
 
     Returns:
-        ``{"space": default space, "metrics": {name: {"mode": ...}}, "default_metric": ..., "facts": {...}}``; empty for a
-        ``module:callable`` without data: it is imported where it runs.
+        ``{"space": default space, "metrics": {name: {"mode": ...}}, "default_metric": ..., "facts": {...}}``;
+        empty for a ``module:callable`` without data: it is imported where it runs.
 
     Raises:
         InputError: What is wrong with data, split, fixed values or names, one line.
@@ -138,7 +138,9 @@ def inspect(campaign: Campaign) -> dict[str, Any]:
 def _space(campaign: Campaign, found: Mapping[str, Any]) -> Space:
     if campaign.space == "default":
         if "space" not in found:
-            raise CampaignError(f"space: '{campaign.objective}' has no default space; write one: name: {{float: [0, 1]}}")
+            raise CampaignError(
+                f"space: '{campaign.objective}' has no default space; write one: name: {{float: [0, 1]}}"
+            )
         kept = {name: value for name, value in found["space"].items() if name not in campaign.fixed}
         if not kept:
             raise CampaignError("space: every parameter of the default space is fixed; there is nothing to search")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import socket
@@ -192,9 +193,7 @@ def make_crew(store: MongoStore, name: str, workers: int, devices: str, slots_pe
     """
     if workers < 0:
         raise InputError(f"workers must be 0 or more, not {workers}")
-    return Crew(
-        store_uri=store.uri, campaign=name, workers=workers, devices=devices, slots_per_device=slots_per_device
-    )
+    return Crew(store_uri=store.uri, campaign=name, workers=workers, devices=devices, slots_per_device=slots_per_device)
 
 
 def follow(
@@ -237,12 +236,11 @@ def _interrupt(store: MongoStore, name: str, crew: Crew, why: str = "interrupted
     """Pause the campaign and end the crew; a second Ctrl-C ends it by force."""
     try:
         crew.ask_to_stop()
-        try:
+        # it may have ended meanwhile, or the store be away: leases and the lead run out by themselves
+        with contextlib.suppress(StateError, StoreUnreachableError):
             store.campaigns.set_state(
                 name, CampaignState.PAUSED, expected=[CampaignState.RUNNING], message=why, who=who()
             )
-        except (StateError, StoreUnreachableError):
-            pass  # it ended meanwhile, or the store is away: leases and the lead run out by themselves
         crew.stop()
     except KeyboardInterrupt:
         crew.kill()
@@ -268,7 +266,7 @@ class Follower:
         return Progress(state=record.state, counts=counts, max_trials=record.max_trials, best=self._best)
 
 
-class _opened:  # noqa: N801 - reads as a function
+class _opened:
     """Opens a store for a ``with`` block; one that was given open is left open."""
 
     def __init__(self, store: str | MongoStore | None) -> None:
