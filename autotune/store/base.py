@@ -24,13 +24,15 @@ coordinators runs.
 
 Collections (each document has a ``schema_version``; validators and indexes are in `autotune.store.schema`):
 
-``campaigns``  ``_id`` = name; ``state``, ``message``, ``spec`` (the campaign file), ``spec_hash``, ``space`` (resolved),
-               ``metric``, ``facts`` (of data and split), ``max_trials``, ``created_at``, ``ended_at``
-``trials``     ``campaign``, ``number``, ``fold``, ``replicate``, ``params``, ``config_hash``, ``state``, ``seed``, ``lease`` (``owner``,
-               ``token``, ``duration_s``, ``expires_at``) while it runs, ``attempts`` (each with ``token``, ``owner``, ``host``, ``device``,
-               times, ``cause`` ...), ``score``, ``metrics``, ``facts``, ``proposed_at``, ``started_at``, ``ended_at``
+``campaigns``  ``_id`` = name; ``state``, ``message``, ``spec`` (the campaign file), ``spec_hash``, ``space``
+               (resolved), ``metric``, ``facts`` (of data and split), ``max_trials``, ``created_at``, ``ended_at``
+``trials``     ``campaign``, ``number``, ``fold``, ``replicate``, ``params``, ``config_hash``, ``state``, ``seed``,
+               ``lease`` (``owner``, ``token``, ``duration_s``, ``expires_at``) while it runs, ``attempts`` (each with
+               ``token``, ``owner``, ``host``, ``device``, times, ``cause`` ...), ``score``, ``metrics``, ``facts``,
+               ``proposed_at``, ``started_at``, ``ended_at``
 ``reports``    ``campaign``, ``number``, ``step``, ``attempt``, ``metrics``, ``at``
-``workers``    ``_id`` = worker id; ``host``, ``pid``, ``slots``, ``devices``, ``campaigns`` (null: all), ``state``, ``seen_at``
+``workers``    ``_id`` = worker id; ``host``, ``pid``, ``slots``, ``devices``, ``campaigns`` (null: all),
+               ``state``, ``seen_at``
 ``leaders``    ``_id`` = campaign; ``owner``, ``expires_at``: the coordinator that proposes
 ``events``     audit: ``campaign``, ``at``, ``action``, ``who``, ``detail``
 """

@@ -114,7 +114,7 @@ def _schema(store: MongoStore) -> Iterator[Finding]:
             problems += 1
             yield Finding(
                 ok=False,
-                text=f"collection '{name}' lacks the index {', '.join(missing)}: queries are slow, duplicates possible; {_REPAIR}",
+                text=f"collection '{name}' lacks the index {', '.join(missing)}: queries are slow; {_REPAIR}",
             )
     if not problems:
         yield Finding(

@@ -210,7 +210,7 @@ def _configure(client: pymongo.MongoClient[dict[str, Any]], replica_set: str, me
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: two commands that start at the same time start one server. A dead holder holds nothing."""
+    """Hold the folder's lock: two commands that start at the same time start one server. The dead hold nothing."""
     with open(folder / "start.lock", "w") as file:
         if not _wait(lambda: _took(file.fileno()), _LOCK_TIMEOUT_S):
             raise StoreSetupError(

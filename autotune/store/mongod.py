@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import socket
 import stat
@@ -21,6 +22,8 @@ from autotune.errors import StoreSetupError
 from autotune.store.connection import DEFAULT_DATABASE
 
 MONGOD_VARIABLE = "AUTOTUNE_MONGOD"
+_PORTS = range(20_000, 30_000)
+_TRIES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class Server:
 
 
 def find_binary() -> Path:
-    """Return the ``mongod`` to run: ``AUTOTUNE_MONGOD``, else from ``PATH``, else from the wheel of the extra ``embedded``.
+    """Return the ``mongod`` to run: ``AUTOTUNE_MONGOD``, else from ``PATH``, else from the wheel.
 
     Raises:
         StoreSetupError: If there is none.
@@ -152,8 +155,12 @@ def start_ticks(pid: int) -> int | None:
 
 
 def free_port(preferred: int) -> int:
-    """Return `preferred` if nothing listens there, else a free port on loopback."""
-    for port in (preferred, 0):
+    """Return `preferred` if it is free, else a free port on loopback.
+
+    The ports that are tried first are below those that systems give to outgoing connections, so that none of these
+    sits on the server's port when it comes back.
+    """
+    for port in (preferred or _some_port(), *(_some_port() for _ in range(_TRIES)), 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -162,3 +169,7 @@ def free_port(preferred: int) -> int:
                 continue
             return int(probe.getsockname()[1])
     raise StoreSetupError("there is no free port on 127.0.0.1 for the embedded server")
+
+
+def _some_port() -> int:
+    return random.SystemRandom().choice(_PORTS)

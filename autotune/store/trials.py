@@ -85,9 +85,9 @@ class Trials(TrialReads):
                 if document is not None:
                     return trial_value(document)
         except DuplicateKeyError:
-            document = self._trials.find_one({"lease.token": token}, WITHOUT_TEXTS)
-            return None if document is None else trial_value(document)
-        return None
+            pass  # the token holds a trial already: the reply of an earlier call was lost
+        document = self._trials.find_one({"lease.token": token}, WITHOUT_TEXTS)
+        return None if document is None else trial_value(document)
 
     def _claim_in(self, campaign: str, attempt: Expression, duration_s: float) -> dict[str, Any] | None:
         lease = {"owner": attempt["owner"], "token": attempt["token"], "duration_s": float(duration_s),
@@ -134,7 +134,7 @@ class Trials(TrialReads):
         """
         if not math.isfinite(result.score):
             raise ObjectiveError(
-                f"trial {lease.number} of '{lease.campaign}' has the score {result.score}; a result needs a finite number, "
+                f"trial {lease.number} of '{lease.campaign}' has the score {result.score}, not a finite number; "
                 "end the attempt as not-a-number"
             )
         fields = result_fields(result)

@@ -1,0 +1,17 @@
+"""The contract of a trial store as a suite of tests; `autotune.store.base` says it in prose.
+
+A test module makes its own subclass and gives it a fixture ``store``: an open, empty store.
+
+    class TestMongo(StoreContract):
+        pass
+"""
+
+from __future__ import annotations
+
+from autotune.testing.contract_attempts import AttemptContract
+from autotune.testing.contract_campaigns import CampaignContract
+from autotune.testing.contract_trials import TrialContract
+
+
+class StoreContract(TrialContract, AttemptContract, CampaignContract):
+    """All that a store must do."""

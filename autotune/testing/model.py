@@ -1,0 +1,138 @@
+"""The trial store as a dict in memory: property tests compare the real one with it. Leases expire by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from autotune.errors import DuplicateError, LeaseLostError
+from autotune.lifecycle import Event, after_attempt, move
+from autotune.trial import ACTIVE_STATES, Cause, TrialState
+
+
+@dataclass(kw_only=True)
+class ModelTrial:
+    """A trial of the model.
+
+    Attributes:
+        state: Where it is in its life.
+        holder: Token of its lease, or None.
+        expired: Whether that lease ran out.
+        score: Its result, or None.
+        causes: Per attempt, why it ended without a result, or None.
+        tokens: Per attempt, its token.
+        killed: Number of attempts whose process was killed.
+        late: Token -> score that came too late.
+        reports: Step -> (attempt, value).
+    """
+
+    state: TrialState = TrialState.QUEUED
+    holder: str | None = None
+    expired: bool = False
+    score: float | None = None
+    causes: list[str | None] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    killed: int = 0
+    late: dict[str, float] = field(default_factory=dict)
+    reports: dict[int, tuple[int, float]] = field(default_factory=dict)
+
+    def end(self, event: Event, cause: Cause | None = None) -> None:
+        """Move by `event`, ending the attempt that runs, if one does."""
+        self.state = move(self.state, event)
+        if self.holder is not None:
+            self.causes[self.tokens.index(self.holder)] = cause
+        self.holder, self.expired = None, False
+
+
+class ModelStore:
+    """Trials of one campaign, by number."""
+
+    def __init__(self) -> None:
+        self.trials: dict[int, ModelTrial] = {}
+        self._configurations: set[str] = set()
+
+    def propose(self, number: int, config_hash: str) -> None:
+        """Add a trial.
+
+        Raises:
+            DuplicateError: If the number or the configuration is there.
+        """
+        if number in self.trials or config_hash in self._configurations:
+            raise DuplicateError("there already")
+        self._configurations.add(config_hash)
+        self.trials[number] = ModelTrial()
+
+    def claim(self, token: str) -> int | None:
+        """Take the queued trial with the lowest number; return it, or None."""
+        number = min((n for n, t in self.trials.items() if t.state is TrialState.QUEUED), default=None)
+        if number is not None:
+            trial = self.trials[number]
+            trial.state, trial.holder, trial.expired = move(trial.state, Event.CLAIM), token, False
+            trial.tokens.append(token)
+            trial.causes.append(None)
+        return number
+
+    def renew(self, number: int, token: str) -> bool:
+        """Renew a lease; return whether it is held."""
+        trial = self.trials[number]
+        if trial.holder != token:
+            return False
+        trial.expired = False
+        return True
+
+    def report(self, number: int, token: str, step: int, value: float) -> None:
+        """Write a report.
+
+        Raises:
+            LeaseLostError: If the lease is another's.
+        """
+        trial = self._held(number, token)
+        trial.reports[step] = (len(trial.tokens) - 1, value)
+
+    def finish(self, number: int, token: str, score: float) -> None:
+        """Write a result; repeating it does nothing.
+
+        Raises:
+            LeaseLostError: If the lease is another's; the score is then kept as late.
+        """
+        trial = self.trials[number]
+        if trial.state is TrialState.FINISHED and trial.tokens[-1] == token:
+            return
+        if trial.holder != token:
+            trial.late[token] = score
+        self._held(number, token).end(Event.FINISH)
+        trial.score = score
+
+    def end_attempt(self, number: int, token: str, cause: Cause, *, killed: bool = False) -> TrialState:
+        """End an attempt without a result; return the state that the trial went to.
+
+        Raises:
+            LeaseLostError: If the lease is another's.
+        """
+        trial = self._held(number, token)
+        trial.end(after_attempt(cause, killed_before=trial.killed, process_killed=killed), cause)
+        trial.killed += killed
+        return trial.state
+
+    def expire(self, number: int) -> None:
+        """Let the lease of a running trial run out."""
+        self.trials[number].expired = True
+
+    def reap(self) -> list[int]:
+        """Give back the trials whose lease ran out; return their numbers."""
+        lost = sorted(n for n, t in self.trials.items() if t.holder is not None and t.expired)
+        for number in lost:
+            self.trials[number].end(Event.RELEASE, Cause.LOST)
+        return lost
+
+    def cancel(self) -> int:
+        """Cancel all that has not ended; return how many."""
+        active = [t for t in self.trials.values() if t.state in ACTIVE_STATES]
+        for trial in active:
+            trial.end(Event.CANCEL, Cause.STOPPED)
+        return len(active)
+
+    def _held(self, number: int, token: str) -> ModelTrial:
+        trial = self.trials[number]
+        if trial.holder != token:
+            raise LeaseLostError("another's")
+        return trial
