@@ -184,17 +184,30 @@ class _Trainer:
     current_epoch = 2
     should_stop = False
 
-    def __init__(self, value: float) -> None:
-        self.callback_metrics = {"elbo_train": torch.tensor(1.0), "elbo_validation": torch.tensor(value)}
+    def __init__(self, train: float, validation: float) -> None:
+        self.callback_metrics = {"elbo_train": torch.tensor(train), "elbo_validation": torch.tensor(validation)}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_metric_that_is_no_number_is_reported_then_ends_the_trial(value: float) -> None:
+def test_training_metric_that_is_no_number_is_reported_then_ends_the_trial(value: float) -> None:
     sent: list[int] = []
     callback = EpochEnd(Trial(params={}, send=lambda step, values: sent.append(step)), BestEpoch(patience=None))
-    with pytest.raises(FloatingPointError, match=r"elbo_validation is .* at epoch 3"):
-        callback.on_train_epoch_end(_Trainer(value), None)
+    with pytest.raises(FloatingPointError, match=r"elbo_train is .* at epoch 3"):
+        callback.on_train_epoch_end(_Trainer(value, 1.0), None)
     assert sent == [3]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_held_out_metric_that_is_no_number_is_an_epoch_without_progress(value: float) -> None:
+    sent: list[float] = []
+    callback = EpochEnd(
+        Trial(params={}, send=lambda step, values: sent.append(values["elbo_validation"])), BestEpoch(patience=2)
+    )
+    trainer = _Trainer(1.0, value)
+    callback.on_train_epoch_end(trainer, None)
+    assert (callback.best.epoch, callback.best.waited, trainer.should_stop) == (0, 1, False)
+    callback.on_train_epoch_end(trainer, None)
+    assert (callback.best_weights, trainer.should_stop, len(sent)) == ({}, True, 2)
 
 
 def test_error_that_has_nothing_to_do_with_nan_is_not_renamed(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,6 +182,8 @@ def _fit(
     except ValueError as error:
         if _is_broken(model.module):
             raise FloatingPointError(f"weights became NaN in epoch {epoch_end.n_epochs_run + 1}") from error
+        if "found invalid values" in str(error):
+            raise FloatingPointError(f"the model's output became NaN in epoch {epoch_end.n_epochs_run + 1}") from error
         raise
 
 
