@@ -36,5 +36,7 @@ def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise StoreSetupError(f"cannot create {folder} ({error.strerror}); set {HOME_VARIABLE} to a folder of yours") from None
+        raise StoreSetupError(
+            f"cannot create {folder} ({error.strerror}); set {HOME_VARIABLE} to a folder of yours"
+        ) from None
     return folder

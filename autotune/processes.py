@@ -20,9 +20,13 @@ def stop_on_signals(stop: threading.Event, at_once: Callable[[], object]) -> Ite
     The handlers that were there before are restored at the end. Main thread only.
     """
 
+    asked = False
+
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        nonlocal asked
+        if asked:
             at_once()
+        asked = True
         stop.set()
 
     before: dict[int, Any] = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}

@@ -9,14 +9,14 @@ import shutil
 import socket
 import tempfile
 import threading
-import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autotune.errors import AutotuneError, StoreError, StoreUnreachableError, WorkerError
+from autotune.errors import AutotuneError, LeaseLostError, StoreError, StoreUnreachableError
 from autotune.store.base import CampaignRecord, WorkerRecord
-from autotune.trial import CampaignState, Cause, Failure, Trial
+from autotune.trial import CampaignState, Cause, Failure, Lease
 from workers.children import Children
 from workers.devices import Slot
 from workers.lease import LeaseKeeper
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_POLL_S = 0.2
 _IDLE_S = 2.0
 _BACKOFF_S = 1.0
 _MAX_SERVERS = 2
+_WATCH_END_S = 2.0
 
 
 class Agent:
@@ -55,10 +57,10 @@ class Agent:
         self._work = threading.Condition()
         self._changes = 0
         self._leases = LeaseKeeper(store, self.id)
-        self._servers: dict[str, Children] = {}
+        self._servers: dict[tuple[str, str], Children] = {}
         self._servers_lock = threading.Lock()
-        self._running = [""] * len(self._slots)
-        self._folder = Path(tempfile.mkdtemp(prefix="autotune-worker-"))
+        self._running: list[tuple[str, str] | None] = [None] * len(self._slots)
+        self._folder = Path()
 
     def stop(self) -> None:
         """Ask the agent to give its trials back and end. Safe to call from a signal handler."""
@@ -74,21 +76,22 @@ class Agent:
         for name in self._campaigns or ():
             self._store.campaigns.get(name)
         self._register()
+        self._folder = Path(tempfile.mkdtemp(prefix="autotune-worker-"))
         self._leases.start()
-        threads = [threading.Thread(target=self._watch, name="watch")]
-        threads += [threading.Thread(target=self._serve, args=(slot,), name=f"slot-{slot.index}") for slot in self._slots]
-        for thread in threads:
+        watch = threading.Thread(target=self._watch, name="watch", daemon=True)
+        slots = [threading.Thread(target=self._serve, args=(slot,), name=f"slot-{slot.index}") for slot in self._slots]
+        for thread in (watch, *slots):
             thread.start()
         try:
-            while not stop.wait(0.2) and any(t.is_alive() for t in threads[1:]):
+            while not stop.wait(_POLL_S) and any(t.is_alive() for t in slots):
                 pass
         finally:
-            self._end(threads)
+            self._end(watch, slots)
 
-    def _end(self, threads: list[threading.Thread]) -> None:
+    def _end(self, watch: threading.Thread, slots: list[threading.Thread]) -> None:
         self._stop.set()
         self._notify()
-        for thread in threads[1:]:
+        for thread in slots:
             thread.join()
         for server in self._servers.values():
             server.stop()
@@ -97,7 +100,7 @@ class Agent:
             self._store.workers.stopped(self.id)
         except StoreError as error:
             _log.warning("%s", error, extra={"action": "sign-off-failed"})
-        threads[0].join()
+        watch.join(_WATCH_END_S)  # it may hang in a store that does not answer
         shutil.rmtree(self._folder, ignore_errors=True)
         _log.info("ended", extra={"action": "worker-end", "worker": self.id})
 
@@ -128,6 +131,9 @@ class Agent:
             except StoreError as error:
                 _log.warning("%s", error, extra={"action": "store-away"})
                 self._stop.wait(_BACKOFF_S)
+            except Exception:  # noqa: BLE001 - the slots also look by themselves, but seldom
+                _log.exception("unexpected", extra={"action": "watch-error"})
+                self._stop.wait(_BACKOFF_S)
 
     def _notify(self) -> None:
         with self._work:
@@ -151,6 +157,10 @@ class Agent:
                 continue
             except AutotuneError as error:
                 _log.error("%s", error, extra={"action": "slot-error", "slot": slot.index})
+                self._stop.wait(_BACKOFF_S)
+                continue
+            except Exception:  # noqa: BLE001 - a slot that died would shrink the worker without a word
+                _log.exception("unexpected", extra={"action": "slot-error", "slot": slot.index})
                 self._stop.wait(_BACKOFF_S)
                 continue
             with self._work:
@@ -177,38 +187,45 @@ class Agent:
         names = {"campaign": trial.campaign, "number": trial.number, "slot": slot.index}
         _log.info("claimed", extra={"action": "claim", **names})
         held = self._leases.hold(trial.lease, float(record.spec["lease"]["renewal_s"]))
-        self._running[slot.index] = trial.campaign
+        self._running[slot.index] = _key(record)
         try:
-            children = self._server(record, slot, trial)
             Runner(
-                store=self._store, children=children, trial=trial, spec=record.spec, metric=record.metric,
-                slot=slot, held=held, stop=self._stop,
+                store=self._store, children=self._children(record), trial=trial, spec=record.spec,
+                metric=record.metric, slot=slot, held=held, stop=self._stop,
             ).run()  # fmt: skip
+        except Exception as error:
+            self._give_back(trial.lease, error)
+            raise
         finally:
-            self._running[slot.index] = ""
+            self._running[slot.index] = None
             self._leases.drop(trial.lease)
         return True
 
-    def _server(self, record: CampaignRecord, slot: Slot, trial: Trial) -> Children:
-        """Return the started fork server of a campaign.
-
-        Raises:
-            WorkerError: If it cannot be started; the trial has then gone back.
-        """
-        with self._servers_lock:
-            server = self._servers.pop(record.name, None) or Children(record.spec, self._folder)
-            self._servers[record.name] = server
-            idle = [n for n in self._servers if n not in self._running]
-            for name in idle[: max(0, len(self._servers) - _MAX_SERVERS)]:
-                self._servers.pop(name).stop()
-        started_s = time.monotonic()
+    def _give_back(self, lease: Lease, error: Exception) -> None:
+        """End an attempt that this worker could not carry out; the trial goes to another, but not for ever."""
+        stopped = self._stop.is_set()
+        failure = Failure(
+            cause=Cause.PREEMPTED if stopped else Cause.LOST,
+            message="the worker was stopped" if stopped else f"the worker failed: {error}",
+            traceback=None if isinstance(error, AutotuneError) else "".join(traceback.format_exception(error)),
+        )
         try:
-            server.start()
-        except WorkerError as error:
-            if trial.lease is not None:
-                self._store.trials.end_attempt(trial.lease, Failure(cause=Cause.LOST, message=str(error)), process_killed=True)
-            raise
-        if time.monotonic() - started_s > 0.5:
-            extra = {"action": "loaded", "campaign": record.name, "slot": slot.index}
-            _log.info("objective and data loaded in %.1f s", time.monotonic() - started_s, extra=extra)
-        return server
+            self._store.trials.end_attempt(lease, failure, process_killed=not stopped)
+        except (StoreError, LeaseLostError) as refused:
+            extra = {"action": "give-back-failed", "campaign": lease.campaign, "number": lease.number}
+            _log.warning("%s", refused, extra=extra)
+
+    def _children(self, record: CampaignRecord) -> Children:
+        """Return the fork server of a campaign, started or not; those of campaigns that no slot serves are ended."""
+        key = _key(record)
+        with self._servers_lock:
+            children = self._servers.pop(key, None) or Children(record.spec, self._folder)
+            self._servers[key] = children
+            idle = [k for k in self._servers if k not in self._running]
+            for old in idle[: max(0, len(self._servers) - _MAX_SERVERS)]:
+                self._servers.pop(old).stop()
+        return children
+
+
+def _key(record: CampaignRecord) -> tuple[str, str]:
+    return record.name, record.spec_hash

@@ -10,6 +10,7 @@ from typing import Any
 
 from workers import objectives, outcome
 from workers.channel import Channel, Message
+from workers.devices import THREAD_VARIABLES
 from workers.reporting import Trial, TrialStopped
 
 
@@ -69,28 +70,19 @@ def main(channel: Channel, request: Mapping[str, Any]) -> int:
         returned = objective.run(trial)
         timing["run_s"] = time.monotonic() - started_s
         result = outcome.as_result(returned, metric["name"])
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
+    except BaseException as error:  # noqa: BLE001 - however the objective ends, the agent is told why
         failure = outcome.as_failure(error)
-        sender.send(
-            {
-                "failed": {"cause": str(failure.cause), "message": failure.message, "traceback": failure.traceback},
-                "timing": timing,
-            }
-        )
+        failed = {"cause": str(failure.cause), "message": failure.message, "traceback": failure.traceback}
+        sender.send({"failed": failed, "timing": timing})
         return 1
-    sender.send(
-        {
-            "result": {"score": result.score, "metrics": dict(result.metrics), "facts": dict(result.facts)},
-            "timing": timing,
-        }
-    )
+    plain = {"score": result.score, "metrics": dict(result.metrics), "facts": dict(result.facts)}
+    sender.send({"result": plain, "timing": timing})
     return 0
 
 
 def limit_threads(threads: int) -> None:
     """Keep the numeric libraries of this process, loaded or not yet, to `threads` threads."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
-        os.environ[name] = str(threads)
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     try:
         import threadpoolctl
     except ModuleNotFoundError:

@@ -19,7 +19,9 @@ from workers.devices import Slot, make_slots
 @click.command()
 @click.option("--store", metavar="URI", help="The store; default: AUTOTUNE_STORE, else the embedded store.")
 @click.option("--campaign", "campaigns", multiple=True, metavar="NAME", help="Serve this campaign only; repeatable.")
-@click.option("--devices", default="auto", show_default=True, help="auto (all GPUs, else the CPU), cpu, or GPU numbers: 0,1.")
+@click.option(
+    "--devices", default="auto", show_default=True, help="auto (all GPUs, else the CPU), cpu, or GPU numbers: 0,1."
+)
 @click.option("--slots-per-device", default=1, show_default=True, metavar="K", help="Trials at a time on each device.")
 @click.option("--threads", type=int, metavar="N", help="CPU threads per slot; default: this machine's cores, shared.")
 @click.option("--once", is_flag=True, help="End when the campaigns need nothing more.")
@@ -53,7 +55,8 @@ def worker(
 def share_slots(slots: list[Slot], share: str, *, given_threads: int | None) -> list[Slot]:
     """Return the slots of one of several workers that divide this machine.
 
-    GPUs are dealt out in turn; a worker that gets none shares one. On the CPU all keep their slots. The cores are divided.
+    GPUs are dealt out in turn; a worker that gets none shares one. On the CPU all keep their slots. The cores are
+    divided.
 
     Args:
         slots: The slots of a worker that has the machine for itself.
@@ -64,7 +67,7 @@ def share_slots(slots: list[Slot], share: str, *, given_threads: int | None) -> 
         InputError: If `share` is not of that form.
     """
     first, _, second = share.partition("/")
-    if not (first.isdigit() and second.isdigit() and int(first) < int(second)):
+    if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
         raise InputError(f"--share takes i/n with i < n, not '{share}'")
     index, count = int(first), int(second)
     devices = list(dict.fromkeys(slot.device for slot in slots))

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from autotune.errors import InputError
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+"""What numeric libraries read, when they are loaded, to know how many threads they may use."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
@@ -45,26 +48,36 @@ def visible_gpus(environment: Mapping[str, str] | None = None, listing: str | No
         listing: Output of ``nvidia-smi --query-gpu=index,uuid --format=csv,noheader``; default: ask it.
 
     Returns:
-        UUIDs; entries of the mask that are no index (UUIDs, MIG instances) are kept as they are.
+        UUIDs; MIG instances in the mask are kept as they are. As CUDA does, entries behind one that is not valid do
+        not count.
     """
     mask = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
     rows = _nvidia_smi() if listing is None else listing
     uuids = {}
     for row in rows.splitlines():
         index, _, uuid = row.partition(",")
-        if index.strip().isdigit() and uuid.strip():
+        if index.strip().isdecimal() and uuid.strip():
             uuids[index.strip()] = uuid.strip()
     if mask is None:
         return list(uuids.values())
-    chosen = []
+    chosen: list[str] = []
     for entry in (e.strip() for e in mask.split(",")):
-        if entry in uuids:
-            chosen.append(uuids[entry])
-        elif entry and not entry.lstrip("-").isdigit() and uuids:
-            chosen.append(entry)
-        else:
-            break  # as CUDA does: entries behind one that is not valid do not count
+        named = _named_by(entry, uuids)
+        if named is None:
+            break
+        if named not in chosen:
+            chosen.append(named)
     return chosen
+
+
+def _named_by(entry: str, uuids: Mapping[str, str]) -> str | None:
+    """Return the GPU that one entry of the mask means, an index, a UUID or the start of one; None: it is not valid."""
+    if entry in uuids:
+        return uuids[entry]
+    if entry.startswith("MIG-") and uuids:
+        return entry
+    matching = [uuid for uuid in uuids.values() if entry.startswith("GPU-") and uuid.startswith(entry)]
+    return matching[0] if len(matching) == 1 else None
 
 
 def _nvidia_smi() -> str:
@@ -108,15 +121,18 @@ def _choose(devices: str, gpus: list[str] | None) -> list[str]:
     found = visible_gpus() if gpus is None else gpus
     if devices == "auto":
         return found
-    chosen = []
+    chosen: list[str] = []
     for part in devices.split(","):
         name = part.strip()
         if name in found:
-            chosen.append(name)
-        elif not name.isdigit():
+            gpu = name
+        elif not name.isdecimal():
             raise InputError(f"--devices takes auto, cpu or GPU numbers such as 0,1, not '{devices}'")
         elif int(name) >= len(found):
             raise InputError(f"there is no GPU {name} here; this process sees {len(found)}: use --devices auto or cpu")
         else:
-            chosen.append(found[int(name)])
+            gpu = found[int(name)]
+        if gpu in chosen:
+            raise InputError(f"--devices names GPU {name} twice; for more trials on it use --slots-per-device")
+        chosen.append(gpu)
     return chosen

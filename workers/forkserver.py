@@ -38,6 +38,8 @@ class ForkServer:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._children: dict[int, str] = {}
+        self._helpers: set[int] = set()
+        self._pid = os.getpid()
         self._wakeup, self._wakeup_end = os.pipe()
         for fd in (self._wakeup, self._wakeup_end):
             os.set_blocking(fd, False)
@@ -54,20 +56,19 @@ class ForkServer:
             return
         with ended_by_hangup(self._channel):
             answer = preload(message.get("preload"))
+        self._helpers.update(_child_pids())  # what the loaded libraries started for themselves stays
         self._channel.send(answer)
         gc.collect()
         gc.freeze()
         while not self._channel.closed:
-            readable, _, _ = select.select([self._channel, self._wakeup], [], [])
+            readable, _, _ = select.select([self._channel.fileno(), self._wakeup], [], [])
             if self._wakeup in readable:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wakeup, 4096)
                 self._collect()
-            if self._channel in readable:
+            if self._channel.fileno() in readable:
                 self._receive()
-        for pid in self._children:
-            signal_group(pid, signal.SIGKILL)
-        self._kill_adopted()
+        self._kill_all()
 
     def _receive(self) -> None:
         """Take what the agent sent: one read may bring several messages."""
@@ -103,7 +104,7 @@ class ForkServer:
             for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
             os.setpgid(0, 0)
-            die_with_parent()
+            die_with(self._pid)
             self._channel.close()
             os.close(self._wakeup)
             os.close(self._wakeup_end)
@@ -118,7 +119,7 @@ class ForkServer:
             from workers import child
 
             status = child.main(Channel(socket.socket(fileno=fd)), request["request"])
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - the process ends here in any case
             traceback.print_exc()
         finally:
             with contextlib.suppress(Exception):
@@ -145,10 +146,19 @@ class ForkServer:
                 code = os.waitstatus_to_exitcode(status)
                 self._channel.send({"ended": name, "status": code, "peak_rss_kb": usage.ru_maxrss})
 
+    def _kill_all(self) -> None:
+        for pid in self._children:
+            signal_group(pid, signal.SIGKILL)
+        for pid in self._children:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)  # only when it has ended are the processes that it left ours
+        self._children.clear()
+        self._kill_adopted()
+
     def _kill_adopted(self) -> None:
         """Kill processes that trials left in sessions of their own: when their parent ended they became ours."""
         for _ in range(100):  # the children of one that is killed become ours in turn
-            adopted = [pid for pid in _child_pids() if pid not in self._children]
+            adopted = [pid for pid in _child_pids() if pid not in self._children and pid not in self._helpers]
             if not adopted:
                 return
             for pid in adopted:
@@ -177,6 +187,8 @@ def ended_by_hangup(channel: Channel) -> Iterator[None]:
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(channel.fileno(), fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(channel.fileno(), fcntl.F_SETFL, before | os.O_ASYNC)
+    if select.select([channel], [], [], 0)[0]:
+        os._exit(0)  # it went away before the kernel was asked to tell
     try:
         yield
     finally:
@@ -189,16 +201,16 @@ def preload(spec: dict[str, Any] | None) -> Message:
     A failure is no error here: the trial's own process tries again and fails with the reason. Code that leaves
     threads or an initialised device behind makes forking unsafe; the agent is told, and starts a server without it.
     """
-    if spec is None:
-        return {"ready": True, "preloaded": False}
-    try:
-        from workers import child, objectives, outcome  # noqa: F401 - loaded for the children
+    failed = None
+    if spec is not None:
+        try:
+            from workers import child, objectives, outcome  # noqa: F401 - loaded for the children
 
-        objectives.load(spec)
-    except Exception as error:
-        return {"ready": True, "preloaded": False, "error": f"{type(error).__name__}: {error}"[:500]}
+            objectives.load(spec)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the trial's to report
+            failed = f"{type(error).__name__}: {error}"[:500]
     unsafe = unsafe_to_fork()
-    return {"ready": unsafe is None, "preloaded": unsafe is None, "error": unsafe}
+    return {"ready": unsafe is None, "error": unsafe or failed}
 
 
 def unsafe_to_fork() -> str | None:
@@ -212,11 +224,10 @@ def unsafe_to_fork() -> str | None:
     return None
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent ends (Linux)."""
-    parent = os.getppid()
+def die_with(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent ends (Linux); end it now if the parent has ended."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if parent != os.getppid():
+    if os.getppid() != parent:
         os._exit(70)
 
 

@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 
 SEEN_S = 10.0
 """How often an idle worker writes that it lives."""
+_RETRY_S = 0.5
+_STOP_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +30,13 @@ class Held:
         lease: The lease.
         renewal_s: How often to renew it.
         lost: Set when the store says that it is gone.
+        ending: Set when the trial's end is being written: from then on only that write can say that the lease is gone.
     """
 
     lease: Lease
     renewal_s: float
     lost: threading.Event = field(default_factory=threading.Event)
+    ending: threading.Event = field(default_factory=threading.Event)
 
 
 class LeaseKeeper:
@@ -49,6 +53,8 @@ class LeaseKeeper:
         self._worker_id = worker_id
         self._clock = clock or SystemClock()
         self._held: dict[str, Held] = {}
+        self._renewed_s: dict[str, float] = {}
+        self._seen_s = -SEEN_S
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._stop = threading.Event()
@@ -59,16 +65,17 @@ class LeaseKeeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop renewing; returns when the thread has ended."""
+        """Stop renewing; returns when the thread has ended, or hangs in a store that does not answer."""
         self._stop.set()
         self._changed.set()
-        self._thread.join()
+        self._thread.join(_STOP_TIMEOUT_S)
 
     def hold(self, lease: Lease, renewal_s: float) -> Held:
         """Begin to keep a lease alive."""
         held = Held(lease=lease, renewal_s=renewal_s)
         with self._lock:
             self._held[lease.token] = held
+            self._renewed_s[lease.token] = self._clock.monotonic_s()
         self._changed.set()
         return held
 
@@ -76,28 +83,41 @@ class LeaseKeeper:
         """Stop keeping a lease alive."""
         with self._lock:
             self._held.pop(lease.token, None)
+            self._renewed_s.pop(lease.token, None)
 
     def _run(self) -> None:
-        seen_s = -SEEN_S
-        renewed_s: dict[str, float] = {}
         while not self._stop.is_set():
             self._changed.clear()
-            now_s = self._clock.monotonic_s()
-            with self._lock:
-                held = list(self._held.values())
-            due = [h for h in held if now_s - renewed_s.setdefault(h.lease.token, now_s) >= h.renewal_s]
             try:
-                if due:
-                    self.renew(due)
-                if due or now_s - seen_s >= SEEN_S:
-                    self._store.workers.seen(self._worker_id)
-                    seen_s = now_s
-                renewed_s.update((h.lease.token, now_s) for h in due)
+                pause_s = self.step()
             except StoreError as error:
                 _log.warning("%s", error, extra={"action": "renew-failed"})
-            renewed_s = {h.lease.token: renewed_s[h.lease.token] for h in held}
-            shortest_s = min([h.renewal_s for h in held], default=SEEN_S)
-            self._clock.wait(self._changed, min(shortest_s, SEEN_S) / 2)
+                pause_s = _RETRY_S
+            except Exception:  # noqa: BLE001 - without this thread every lease would run out
+                _log.exception("unexpected", extra={"action": "renew-failed"})
+                pause_s = _RETRY_S
+            self._clock.wait(self._changed, pause_s)
+
+    def step(self) -> float:
+        """Renew what is due, and write that the worker lives; return the seconds until something is due again.
+
+        Raises:
+            StoreError: If the store cannot be asked; then all that was due is due still.
+        """
+        now_s = self._clock.monotonic_s()
+        with self._lock:
+            waits_s = {token: self._renewed_s[token] + h.renewal_s - now_s for token, h in self._held.items()}
+            due = [h for token, h in self._held.items() if waits_s[token] <= 0 and not h.lost.is_set()]
+        if due:
+            self.renew(due)
+        if due or now_s - self._seen_s >= SEEN_S:
+            self._store.workers.seen(self._worker_id)
+            self._seen_s = now_s
+        with self._lock:
+            self._renewed_s.update((h.lease.token, now_s) for h in due if h.lease.token in self._held)
+            alive = [(token, h) for token, h in self._held.items() if not h.lost.is_set()]
+            times_s = [self._renewed_s[token] + h.renewal_s for token, h in alive]
+        return max(0.0, min([*times_s, self._seen_s + SEEN_S]) - self._clock.monotonic_s())
 
     def renew(self, held: list[Held]) -> None:
         """Renew these leases now, and mark those that are gone.
@@ -108,7 +128,8 @@ class LeaseKeeper:
         kept = self._store.trials.renew([h.lease for h in held])
         for h in held:
             with self._lock:
-                current = h.lease.token in self._held
+                current = h.lease.token in self._held and not h.ending.is_set()
             if current and h.lease.token not in kept:
-                _log.warning("lease lost", extra={"action": "lease-lost", "campaign": h.lease.campaign, "number": h.lease.number})
+                names = {"campaign": h.lease.campaign, "number": h.lease.number}
+                _log.warning("lease lost", extra={"action": "lease-lost", **names})
                 h.lost.set()

@@ -73,6 +73,7 @@ def import_callable(name: str) -> Callable[[Trial], Any]:
         ObjectiveError: If there is no such module or no such callable in it, or the import fails.
     """
     module_name, _, attribute = name.partition(":")
+    importlib.invalidate_caches()  # the module may have come after this process looked for it first
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-class TrialStopped(Exception):  # noqa: N818 - a signal to the objective, not an error
+class TrialStopped(Exception):  # a signal to the objective, not an error
     """Raised by `Trial.report` when the trial must end now (cancelled, or its lease was lost).
 
     Objectives let it pass; they may clean up in ``finally`` blocks.
@@ -107,11 +107,23 @@ class Trial:
 
         Raises:
             TrialStopped: If this trial must end now.
-            TypeError: If a metric is not a number, or the step is not a non-negative integer.
+            TypeError: If a metric is not a number, or the step is not a non-negative integer below 2**63.
+            ValueError: If a name is not usable.
         """
-        if isinstance(step, bool) or not isinstance(step, numbers.Integral) or step < 0:
+        if isinstance(step, bool) or not isinstance(step, numbers.Integral) or not 0 <= step < 2**63:
             raise TypeError(f"step must be a non-negative integer, not {step!r}")
-        self.send(int(step), {name: as_float(name, value) for name, value in metrics.items()})
+        self.send(int(step), {check_name(name): as_float(name, value) for name, value in metrics.items()})
+
+
+def check_name(name: str) -> str:
+    """Return a name of a metric or a fact.
+
+    Raises:
+        ValueError: If it is not usable as one.
+    """
+    if not name or "." in name or name.startswith("$") or "\0" in name or not name.isprintable():
+        raise ValueError(f"{name!r} is not usable as a name; names are printable text without '.' or a leading '$'")
+    return name
 
 
 def as_float(name: str, value: Any) -> float:
@@ -125,7 +137,10 @@ def as_float(name: str, value: Any) -> float:
         TypeError: If it is not a number.
     """
     if hasattr(value, "item") and not isinstance(value, numbers.Number):
-        value = value.item()
+        try:
+            value = value.item()
+        except (ValueError, RuntimeError):
+            raise TypeError(f"{name} must be a number, not an array") from None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, not {type(value).__name__}")
     return float(value)

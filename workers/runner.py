@@ -7,25 +7,26 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autotune.errors import LeaseLostError, StoreError, WorkerError
+from autotune.errors import LeaseLostError, StoreError, StoreUnreachableError
 from autotune.trial import Cause, Failure, Lease, Report, Result, Trial
 from workers.channel import Message
-from workers.children import Child, Children
+from workers.children import Children
 from workers.devices import Slot
 from workers.lease import Held
+from workers.reports import ReportSender
+from workers.training import Child
 
 if TYPE_CHECKING:
     from autotune.store.mongo import MongoStore
 
 _log = logging.getLogger(__name__)
 
-REPORT_EVERY_S = 0.5
-MAX_PENDING_REPORTS = 10_000
 GRACE_S = 3.0
+_POLITE_S = 1.0
 _POLL_S = 0.25
 _BACKOFF_S = (0.2, 5.0)
 
@@ -52,7 +53,7 @@ class Runner:
 
     Args:
         store: An open store.
-        children: The fork server of the trial's campaign, started.
+        children: The fork server of the trial's campaign; it is started if it does not run.
         trial: The trial, with its lease.
         spec: The campaign file as plain values.
         metric: ``{"name", "mode"}`` of the campaign.
@@ -81,31 +82,31 @@ class Runner:
         self._slot = slot
         self._held = held
         self._stop = stop
-        self._pending: list[Report] = []
-        self._sent_s = time.monotonic()
+        self._reports = ReportSender(store, held)
 
     @property
     def _lease(self) -> Lease:
         return self._held.lease
 
     def run(self) -> None:
-        """Run the trial; returns when its end is in the store, or its lease is gone."""
+        """Run the trial; returns when its end is in the store, or its lease is gone.
+
+        Raises:
+            WorkerError: If its process could not be started.
+            StoreError: If the store refuses what is written; one that is away is waited for.
+        """
+        self._children.start(self._stop)
         started_s = time.monotonic()
         ooms = kernel_oom_kills()
+        child = self._children.spawn(self._request(), self._slot.environment())
         try:
-            child = self._children.spawn(self._request(), self._slot.environment())
-        except WorkerError as error:
-            self._deliver(Ended(failure=Failure(cause=Cause.LOST, message=str(error)), timing={}))
-            return
-        try:
-            message = self._follow(child)
-            ended = self._judge(child, message, ooms)
+            ended = self._judge(child, self._follow(child), ooms)
             timing = {**ended.timing, "total_s": time.monotonic() - started_s}
             if child.peak_rss_kb is not None:
                 timing["peak_rss_mb"] = child.peak_rss_kb / 1024
-            self._deliver(Ended(result=ended.result, failure=ended.failure, process_killed=ended.process_killed,
-                                timing={k: round(v, 4) for k, v in timing.items()}))  # fmt: skip
+            self._deliver(replace(ended, timing={k: round(v, 4) for k, v in timing.items()}))
         finally:
+            self._reports.close()
             child.terminate(GRACE_S)
             child.close()
 
@@ -131,38 +132,40 @@ class Runner:
     def _follow(self, child: Child) -> Message | None:
         """Read the child's messages until its last one, its death, a stop, or the loss of the lease."""
         while not self._stop.is_set() and not self._held.lost.is_set():
-            message = child.channel.receive(_POLL_S if self._pending else 1.0)
-            if message is not None and "report" in message:
-                self._pending.append(
-                    Report(step=message["report"], metrics=message["metrics"], attempt=self._lease.attempt)
-                )
-                del self._pending[:-MAX_PENDING_REPORTS]
-            elif message is not None:
+            message = child.channel.receive(_POLL_S)
+            if message is None and (child.channel.closed or child.ended.is_set()):
+                return self._rest(child)
+            if message is not None and not self._took_report(message):
+                child.ended.wait(_POLITE_S)
                 return message
-            elif child.channel.closed or child.ended.is_set():
-                return child.channel.receive(0.0)
-            if self._pending and time.monotonic() - self._sent_s >= REPORT_EVERY_S:
-                self._send_reports()
+            child.trim_log()
         child.channel.send({"stop": "the worker was stopped" if self._stop.is_set() else "the lease is gone"})
+        child.ended.wait(_POLITE_S)
         child.terminate(GRACE_S)
+        last = self._rest(child)
+        return last if last is not None and "result" in last else None
+
+    def _rest(self, child: Child) -> Message | None:
+        """Take the reports that an ended child had sent; return its last message, or None when it died without one."""
+        while (message := child.channel.receive(0.0)) is not None:
+            if not self._took_report(message):
+                return message
         return None
 
-    def _send_reports(self) -> None:
-        """Write pending reports; what the store does not take now waits for the next time."""
-        try:
-            self._store.reports.add(self._lease, self._pending)
-            self._pending = []
-        except LeaseLostError:
-            self._held.lost.set()
-        except StoreError as error:
-            _log.warning("%s", error, extra={"action": "report-failed", **self._names()})
-        self._sent_s = time.monotonic()
+    def _took_report(self, message: Message) -> bool:
+        if "report" not in message:
+            return False
+        report = Report(step=message["report"], metrics=message["metrics"], attempt=self._lease.attempt)
+        self._reports.add(report)
+        return True
 
     def _judge(self, child: Child, message: Message | None, ooms: int) -> Ended:
         timing = dict((message or {}).get("timing") or {})
         if message is not None and "result" in message:
             result = message["result"]
-            return Ended(result=Result(score=result["score"], metrics=result["metrics"], facts=result["facts"]), timing=timing)
+            return Ended(
+                result=Result(score=result["score"], metrics=result["metrics"], facts=result["facts"]), timing=timing
+            )
         if message is not None and "failed" in message:
             failed = message["failed"]
             failure = Failure(
@@ -170,34 +173,54 @@ class Runner:
                 log_tail=child.log_tail(), exit_code=1,
             )  # fmt: skip
             return Ended(failure=failure, timing=timing)
-        if self._stop.is_set():
+        if self._was_stopped(child):
             return Ended(failure=Failure(cause=Cause.PREEMPTED, message="the worker was stopped"), timing=timing)
-        child.ended.wait(GRACE_S)
+        if not child.ended.wait(GRACE_S):
+            text = "the training process fell silent and did not end"
+            failure = Failure(cause=Cause.ERROR, message=text, log_tail=child.log_tail())
+            return Ended(failure=failure, timing=timing)
         cause, text, killed = cause_of_death(child.status, oom_killed=kernel_oom_kills() > ooms)
         failure = Failure(cause=cause, message=text, log_tail=child.log_tail(), exit_code=child.status)
         return Ended(failure=failure, process_killed=killed, timing=timing)
 
+    def _was_stopped(self, child: Child) -> bool:
+        """Return whether the worker ends; a cluster that takes the host back signals worker and training at once."""
+        signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        if child.status is not None and -child.status in signals and not self._held.lost.is_set():
+            return self._stop.wait(_POLITE_S)
+        return self._stop.is_set()
+
     def _deliver(self, ended: Ended) -> None:
         """Write how it ended; while the store is away, try again, for as long as the worker is not stopped."""
-        self._persist(self._flush)
-        if ended.result is not None:
-            result = ended.result
-            self._persist(lambda: self._store.trials.finish(self._lease, result, ended.timing))
-            _log.info("finished", extra={"action": "finish", **self._names(), "score": result.score})
-        elif ended.failure is not None and not self._held.lost.is_set():
-            failure = ended.failure
-            self._persist(
-                lambda: self._store.trials.end_attempt(
-                    self._lease, failure, process_killed=ended.process_killed, timing=ended.timing
-                )
-            )
-            _log.info("%s", failure.message, extra={"action": "attempt-ended", **self._names(), "cause": failure.cause})
+        self._held.ending.set()
+        self._deliver_reports()
+        result, failure = ended.result, ended.failure
+        if result is not None:
+            if self._persist(lambda: self._store.trials.finish(self._lease, result, ended.timing)):
+                _log.info("finished", extra={"action": "finish", **self._names(), "score": result.score})
+        elif failure is not None and not self._held.lost.is_set():
+            killed, timing = ended.process_killed, ended.timing
+            if self._persist(
+                lambda: self._store.trials.end_attempt(self._lease, failure, process_killed=killed, timing=timing)
+            ):
+                extra = {"action": "attempt-ended", **self._names(), "cause": failure.cause}
+                _log.info("%s", failure.message, extra=extra)
 
-    def _flush(self) -> None:
-        self._store.reports.add(self._lease, self._pending)
-        self._pending = []
+    def _deliver_reports(self) -> None:
+        rest = self._reports.close()
+        if not rest or self._held.lost.is_set():
+            return
+        try:
+            self._persist(lambda: self._store.reports.add(self._lease, rest))
+        except StoreError as error:
+            _log.error("%s", error, extra={"action": "reports-refused", **self._names(), "reports": len(rest)})
 
-    def _persist(self, write: Callable[[], object]) -> None:
+    def _persist(self, write: Callable[[], object]) -> bool:
+        """Write, again while the store is away; return whether it was written.
+
+        Raises:
+            StoreError: If the store answers but refuses the write.
+        """
         pause_s = _BACKOFF_S[0]
         while True:
             try:
@@ -205,12 +228,14 @@ class Runner:
             except LeaseLostError as error:
                 self._held.lost.set()
                 _log.warning("%s", error, extra={"action": "late", **self._names()})
-            except StoreError as error:
+                return False
+            except StoreUnreachableError as error:
                 _log.warning("%s", error, extra={"action": "store-away", **self._names()})
-                if not self._held.lost.is_set() and not self._stop.wait(pause_s):
-                    pause_s = min(_BACKOFF_S[1], pause_s * 2)
-                    continue
-            return
+                if self._held.lost.is_set() or self._stop.wait(pause_s):
+                    return False
+                pause_s = min(_BACKOFF_S[1], pause_s * 2)
+            else:
+                return True
 
     def _names(self) -> dict[str, Any]:
         return {"campaign": self._trial.campaign, "number": self._trial.number, "attempt": self._lease.attempt}

@@ -17,15 +17,14 @@ from typing import Any
 
 from autotune.errors import WorkerError
 from workers.channel import Channel, Message
+from workers.devices import THREAD_VARIABLES
 from workers.training import Child, signal_group
 
 START_TIMEOUT_S = 600.0
 SPAWN_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 5.0
 _POLL_S = 0.1
-_ONE_THREAD = {
-    name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-}
+_ONE_THREAD = dict.fromkeys(THREAD_VARIABLES, "1")
 
 
 class ServerProcess:
@@ -43,6 +42,7 @@ class ServerProcess:
         self._folder = folder
         self._children: dict[str, Child] = {}
         self._lock = threading.Lock()
+        self._sending = threading.Lock()
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours)
         try:
@@ -112,12 +112,14 @@ class ServerProcess:
         except OSError as error:
             raise WorkerError(f"the training process cannot be started: {error}") from error
         child = Child(channel=Channel(ours), log=Path(log))
+        message = {"spawn": name, "request": dict(request), "env": dict(env), "log": log}
         with self._lock:
             self._children[name] = child
-            message = {"spawn": name, "request": dict(request), "env": dict(env), "log": log}
-            if not self._channel.send(message, theirs.fileno()):
-                child.started.set()
+        with self._sending:
+            sent = self._channel.send(message, theirs.fileno())
         theirs.close()
+        if not sent:
+            child.started.set()
         if not child.started.wait(SPAWN_TIMEOUT_S):
             self.kill()
         if child.pid is None:
@@ -145,6 +147,7 @@ class ServerProcess:
         with self._lock:
             orphans = list(self._children.values())
             self._children.clear()
+        with self._sending:
             self._channel.close()
         for child in orphans:
             if child.pid is not None:

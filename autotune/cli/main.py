@@ -24,7 +24,7 @@ _COMMANDS = {
     "trials": ("autotune.cli.query:trials", "List, filter and sort the trials of a campaign."),
     "show": ("autotune.cli.query:show", "Show one trial whole, with its curve and its failures."),
     "report": ("autotune.cli.report:report", "Print or write the tables of best and worst configurations."),
-    "store": ("autotune.cli.store:store", "The embedded store: up, down, status, check."),
+    "store": ("autotune.cli.store:store", "The store: up, down, status, check, upgrade."),
     "data": ("workers.data_cli:data", "Make data to try things with."),
 }
 """Command -> (where it is, one line of help). ``worker`` and ``data`` live in the package of the workers."""

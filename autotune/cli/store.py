@@ -59,6 +59,17 @@ def status(format_: str, store_uri: str | None) -> int:
 
 
 @store.command()
+@store_option
+def upgrade(store_uri: str | None) -> None:
+    """Put back missing collections, validators and indexes. Documents are not changed."""
+    from autotune.store.mongo import open_store
+
+    with open_store(store_uri) as opened:
+        opened.upgrade()
+        click.echo(f"the store at {opened.address} has the collections, validators and indexes of this version")
+
+
+@store.command()
 @format_option("table", "json")
 @store_option
 def check(format_: str, store_uri: str | None) -> int:

@@ -56,7 +56,9 @@ def _part(name: str) -> str | None:
 
 
 def test_each_module_has_a_layer() -> None:
-    found = {p.stem for p in (ROOT / "autotune").glob("*.py")} | {p.parent.name for p in (ROOT / "autotune").glob("*/__init__.py")}
+    found = {p.stem for p in (ROOT / "autotune").glob("*.py")} | {
+        p.parent.name for p in (ROOT / "autotune").glob("*/__init__.py")
+    }
     assert found - {"__init__"} == set(RANK)
 
 
@@ -86,7 +88,9 @@ def test_workloads_know_the_reporting_interface_only() -> None:
         f"{path} imports {name}"
         for path, tree in _modules("workers/workloads")
         for name in _imports(tree)
-        if name.split(".")[0] in ("autotune", "workers") and name not in ("autotune", "workers") and not name.startswith(allowed)
+        if name.split(".")[0] in ("autotune", "workers")
+        and name not in ("autotune", "workers")
+        and not name.startswith(allowed)
     ]
     assert wrong == []
 

@@ -1,0 +1,184 @@
+"""Objectives that end in every way a training can end; the tests name them as ``tests.objectives.endings:...``."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any, NoReturn
+
+from workers.reporting import Trial
+
+_NEVER = threading.Event()
+
+
+def chosen(trial: Trial) -> Any:
+    """Do what the parameter ``do`` names: one campaign, loaded once, whose trials end differently."""
+    return globals()[trial.params["do"]](trial)
+
+
+def square(trial: Trial) -> float:
+    """Return x squared."""
+    return float(trial.params["x"]) ** 2
+
+
+def reports(trial: Trial) -> float:
+    """Report ten steps, then return x squared."""
+    for step in range(10):
+        trial.report(step, loss=10.0 - step)
+    return square(trial)
+
+
+def environment(trial: Trial) -> dict[str, Any]:
+    """Return what the process sees of its slot."""
+    names = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    open_files = sorted(int(fd) for fd in os.listdir("/proc/self/fd"))
+    seen = {name: os.environ.get(name) for name in names}
+    return {"loss": 0.0, "seen": seen, "open": len(open_files), "device": trial.device, "pid": os.getpid()}
+
+
+def fails(trial: Trial) -> NoReturn:
+    """Print, then raise."""
+    sys.stdout.write("about to fail\n")
+    raise ValueError("no such thing")
+
+
+def bad_text(trial: Trial) -> NoReturn:
+    """Raise an error whose text no database can hold."""
+    raise OSError(f"cannot read {os.fsdecode(bytes([0x66, 0xFF]))}")
+
+
+def not_a_number(trial: Trial) -> float:
+    """Return NaN."""
+    return float("nan")
+
+
+def exits(trial: Trial) -> NoReturn:
+    """Call sys.exit."""
+    sys.exit(3)
+
+
+def cancelled(trial: Trial) -> NoReturn:
+    """Raise an exception that is no Exception."""
+    raise asyncio.CancelledError
+
+
+def exits_hard(trial: Trial) -> NoReturn:
+    """End without a word."""
+    os._exit(9)
+
+
+def segfaults(trial: Trial) -> None:
+    """Read address 0."""
+    ctypes.string_at(0)
+
+
+def killed(trial: Trial) -> None:
+    """Die as by ``kill -9``."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def terminated(trial: Trial) -> None:
+    """Die as by ``kill``."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def hangs(trial: Trial) -> None:
+    """Write a file that says so, and hang."""
+    _mark(trial)
+    _NEVER.wait()
+
+
+def hangs_deaf(trial: Trial) -> None:
+    """Ignore SIGTERM, and hang."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    hangs(trial)
+
+
+def polite(trial: Trial) -> float:
+    """Report until the worker asks to stop; clean up then."""
+    _mark(trial)
+    try:
+        for step in range(1_000_000):
+            trial.report(step, loss=1.0)
+            _NEVER.wait(0.02)
+    finally:
+        Path(trial.params["folder"], "cleaned").touch()
+    return 1.0
+
+
+def holds(trial: Trial) -> float:
+    """Hang until the file ``go`` is in the folder; then return the square."""
+    _mark(trial)
+    while not Path(trial.params["folder"], "go").exists():
+        _NEVER.wait(0.02)
+    return float(trial.params["x"]) ** 2
+
+
+def holds_first(trial: Trial) -> float:
+    """Hang as `holds` does in a trial's first attempt only."""
+    if trial.attempt == 0 and trial.number == 0:
+        return holds(trial)
+    return float(trial.params["x"]) ** 2
+
+
+def family(trial: Trial) -> None:
+    """Start a forked child and a program, in this group and in a session of its own, and hang."""
+    forked = multiprocessing.get_context("fork").Process(target=_NEVER.wait)
+    forked.start()
+    command = [sys.executable, "-c", "import threading; threading.Event().wait()"]
+    pids = [forked.pid, *(subprocess.Popen(command, start_new_session=alone).pid for alone in (False, True))]
+    Path(trial.params["folder"], "family").write_text(" ".join(map(str, pids)))
+    hangs(trial)
+
+
+def leaves_family(trial: Trial) -> float:
+    """Start programs and return without ending them."""
+    command = [sys.executable, "-c", "import threading; threading.Event().wait()"]
+    started = [subprocess.Popen(command, start_new_session=alone) for alone in (False, True)]
+    Path(trial.params["folder"], "family").write_text(" ".join(str(p.pid) for p in started))
+    return 1.0
+
+
+def prints_much(trial: Trial) -> NoReturn:
+    """Print 40 MB, then fail."""
+    for number in range(20_000):
+        sys.stdout.write(f"{number} " + "x" * 2_000 + "\n")
+    sys.stdout.write("the last line\n")
+    sys.stdout.flush()
+    raise ValueError("after much talk")
+
+
+def prints_bytes(trial: Trial) -> NoReturn:
+    """Print what is no text, then fail."""
+    os.write(1, b"caf\xe9 \xff\xfe\n")
+    raise ValueError("garbage")
+
+
+def huge_fact(trial: Trial) -> dict[str, Any]:
+    """Return a number that no database can hold."""
+    return {"loss": 1.0, "count": 2**70}
+
+
+def nested_facts(trial: Trial) -> dict[str, Any]:
+    """Return facts with keys that are not plain words."""
+    return {"loss": 1.0, "genes": {"AC1.2": 1, "": 2, "é": [1.5, None, True]}}
+
+
+def burst(trial: Trial) -> float:
+    """Report as fast as possible, many more reports than a socket holds, and return at once."""
+    for step in range(5_000):
+        trial.report(step, loss=float(step))
+    return 1.0
+
+
+def _mark(trial: Trial) -> None:
+    folder = trial.params.get("folder")
+    if folder:
+        Path(folder, f"running-{trial.number}-{trial.attempt}").write_text(str(os.getpid()))

@@ -1,0 +1,75 @@
+"""Sends a trial's reports to the store, without ever holding up the training."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from autotune.errors import LeaseLostError, StoreUnreachableError
+from autotune.trial import Report
+from workers.lease import Held
+
+if TYPE_CHECKING:
+    from autotune.store.mongo import MongoStore
+
+_log = logging.getLogger(__name__)
+
+EVERY_S = 0.5
+MAX_PENDING = 10_000
+"""While the store is away, so many of the latest reports are kept."""
+
+
+class ReportSender:
+    """Writes the reports of one trial in a thread of its own, many at a time.
+
+    Args:
+        store: An open store.
+        held: The trial's lease; marked as lost when the store says so.
+    """
+
+    def __init__(self, store: MongoStore, held: Held) -> None:
+        self._store = store
+        self._held = held
+        self._pending: list[Report] = []
+        self._lock = threading.Lock()
+        self._some = threading.Event()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def add(self, report: Report) -> None:
+        """Take a report; it is written soon. Never blocks on the store."""
+        with self._lock:
+            self._pending.append(report)
+            del self._pending[:-MAX_PENDING]
+        self._some.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="reports", daemon=True)
+            self._thread.start()
+
+    def close(self) -> list[Report]:
+        """End the thread, after the write that it is in; return the reports that are not in the store."""
+        self._closed.set()
+        self._some.set()
+        if self._thread is not None:
+            self._thread.join()
+        return self._pending
+
+    def _run(self) -> None:
+        while self._some.wait() and not self._closed.is_set() and not self._held.lost.is_set():
+            self._some.clear()
+            with self._lock:
+                batch, self._pending = self._pending, []
+            names = {"campaign": self._held.lease.campaign, "number": self._held.lease.number, "reports": len(batch)}
+            try:
+                self._store.reports.add(self._held.lease, batch)
+            except LeaseLostError:
+                self._held.lost.set()
+            except StoreUnreachableError as error:
+                _log.warning("%s", error, extra={"action": "reports-wait", **names})
+                with self._lock:
+                    self._pending = [*batch, *self._pending][-MAX_PENDING:]
+                self._some.set()
+            except Exception:  # noqa: BLE001 - a report that the store refuses must not end the training
+                _log.exception("reports dropped", extra={"action": "reports-refused", **names})
+            self._closed.wait(EVERY_S)
