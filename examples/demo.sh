@@ -7,7 +7,7 @@ mkdir -p "$AUTOTUNE_HOME"
 autotune=${BIN:?}/autotune
 
 if [ -z "${DATA:-}" ]; then
-    DATA=$AUTOTUNE_HOME/simulated.h5ad
+    DATA=$AUTOTUNE_HOME/cells.h5ad
     [ -f "$DATA" ] || "$autotune" data simulate "$DATA" --cells 1000 --genes 400
 fi
 # Each run is a campaign of its own, so that a second demo runs again.

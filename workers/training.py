@@ -55,11 +55,20 @@ class Child:
         return "\n".join(text[-LOG_CHARS:].splitlines()[-lines:])
 
     def trim_log(self) -> None:
-        """Cut the log back to its end when it has grown too large."""
+        """Cut the log back to its end when it has grown too large.
+
+        What is printed in the very moment between reading the end and cutting is lost.
+        """
         with contextlib.suppress(OSError):
-            if self.log.stat().st_size > LOG_LIMIT:
-                self._cut = self._end_of_log()
-                os.truncate(self.log, 0)
+            if self.log.stat().st_size <= LOG_LIMIT:
+                return
+            with open(self.log, "r+b") as file:
+                file.seek(-LOG_CHARS, os.SEEK_END)
+                end = file.read()
+                while more := file.read():
+                    end += more
+                file.truncate(0)
+            self._cut = end[-LOG_CHARS:]
 
     def _end_of_log(self) -> bytes:
         try:

@@ -63,7 +63,9 @@ class ProgressDisplay:
         now_s = self._clock.monotonic_s()
         if note != self._last and now_s - self._line_s >= LINE_EVERY_S:
             self._line_s, self._last = now_s, note
-            click.echo(f"{self._name}: {progress.ended}/{progress.max_trials} {note}", err=True)
+            click.echo(
+                f"{self._name}: {progress.ended} of {progress.max_trials} trials ended{note and ', ' + note}", err=True
+            )
 
     def _left_s(self, progress: Progress) -> float | None:
         done = progress.ended - (self._first or 0)

@@ -193,24 +193,27 @@ def test_log_tail_is_the_end_of_what_was_printed(make: MakeChildren) -> None:
     child.close()
 
 
-def test_log_on_disk_is_bounded(make: MakeChildren, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_on_disk_is_bounded(make: MakeChildren, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "LOG_LIMIT", 500_000)
-    child = spawn(make(), "prints_much")
-    largest = 0
-    while not child.ended.is_set():
-        child.channel.receive(0.001)
+    child = spawn(make(), "prints_much", tmp_path)
+
+    def trimmed_to_its_end() -> bool:
         child.trim_log()
-        largest = max(largest, child.log.stat().st_size)
+        return (tmp_path / "running-0-0").exists()
+
+    wait_until(trimmed_to_its_end, "end of the printing")
     child.trim_log()
     assert child.log.stat().st_size <= 500_000
-    assert child.log_tail().endswith("the last line")
+    (tmp_path / "go").touch()
+    assert child.ended.wait(30)
+    assert child.log_tail().endswith("x\nthe last line")
     child.close()
 
 
 def test_cut_log_still_shows_what_came_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "LOG_LIMIT", 100)
     child = Child(channel=None, log=tmp_path / "log")  # type: ignore[arg-type]
-    child.log.write_text("a\n" * 100 + "before\n")
+    child.log.write_text("a\n" * 10_000 + "before\n")
     child.trim_log()
     assert child.log.stat().st_size == 0
     with open(child.log, "a") as file:

@@ -147,9 +147,12 @@ def leaves_family(trial: Trial) -> float:
 
 
 def prints_much(trial: Trial) -> NoReturn:
-    """Print 40 MB, then fail."""
+    """Print 40 MB, wait as `holds` does where a folder is given, print one more line, then fail."""
     for number in range(20_000):
         sys.stdout.write(f"{number} " + "x" * 2_000 + "\n")
+    sys.stdout.flush()
+    if trial.params["folder"]:
+        holds(trial)
     sys.stdout.write("the last line\n")
     sys.stdout.flush()
     raise ValueError("after much talk")
