@@ -143,6 +143,10 @@ class Mirror:
         self._trials.update((t.number, t) for t in changed)
         return [self._trials[n] for n in sorted(self._trials)]
 
+    def add(self, trial: Trial) -> None:
+        """Take in a trial that was just proposed; should it end before the next refresh, it is read once more."""
+        self._trials[trial.number] = trial
+
     def forget(self) -> None:
         """Read everything anew at the next refresh: another coordinator wrote."""
         self._fresh = True
@@ -260,12 +264,13 @@ class Coordinator:
                 return
             seed = trial_seed(int(record.spec["search"]["seed"]), number)
             try:
-                self._store.trials.propose(self._name, number, params, space.hash(params), seed=seed)
+                proposed = self._store.trials.propose(self._name, number, params, space.hash(params), seed=seed)
             except DuplicateError:
                 self._mirror.forget()
                 _log.info("another coordinator proposed", extra={"action": "yield", "campaign": self._name})
                 return
             _log.info("proposed", extra={"action": "propose", "campaign": self._name, "number": number})
+            self._mirror.add(proposed)
             history.append(Observation(number=number, params=params, state=str(TrialState.QUEUED), loss=None))
             number += 1
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -66,6 +68,7 @@ def main(channel: Channel, request: Mapping[str, Any]) -> int:
         trial = Trial(
             **request["trial"], metric=metric["name"], mode=metric["mode"], data=objective.data, send=sender.report
         )
+        seed_generators(trial.seed)
         started_s = time.monotonic()
         returned = objective.run(trial)
         timing["run_s"] = time.monotonic() - started_s
@@ -78,6 +81,21 @@ def main(channel: Channel, request: Mapping[str, Any]) -> int:
     plain = {"score": result.score, "metrics": dict(result.metrics), "facts": dict(result.facts)}
     sender.send({"result": plain, "timing": timing})
     return 0
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global random numbers: processes forked from one server would otherwise all draw the same.
+
+    Args:
+        seed: The trial's seed, so that a trial can be run again; below 2**32.
+    """
+    random.seed(seed)
+    for name, place in (("numpy", "random.seed"), ("torch", "manual_seed")):
+        function: Any = sys.modules.get(name)
+        for part in place.split("."):
+            function = getattr(function, part, None)
+        if function is not None:
+            function(seed)
 
 
 def limit_threads(threads: int) -> None:

@@ -47,7 +47,8 @@ def test_impossible_numbers_are_refused() -> None:
 
 def test_the_command_writes_a_file_that_a_campaign_can_use(tmp_path: Path) -> None:
     out = tmp_path / "cells.h5ad"
-    command = [sys.executable, "-m", "autotune.cli.main", "data", "simulate", str(out), "--cells", "80", "--genes", "40"]
+    simulate = ["-m", "autotune.cli.main", "data", "simulate"]
+    command = [sys.executable, *simulate, str(out), "--cells", "80", "--genes", "40"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     data = {"path": str(out), "labels": "cell_type", "batch": "donor_id"}
