@@ -33,7 +33,7 @@ def as_result(returned: Any, metric: str) -> Result:
     if isinstance(returned, reporting.Result):
         metrics, facts = _of_result(returned)
     elif isinstance(returned, Mapping):
-        metrics, facts = _of_mapping(returned)
+        metrics, facts = _of_mapping(returned, metric)
     else:
         try:
             metrics, facts = {metric: {"value": reporting.as_float("what the objective returned", returned)}}, {}
@@ -72,12 +72,14 @@ def _of_result(returned: reporting.Result) -> tuple[dict[str, dict[str, Any]], d
     return metrics, {str(name): _plain(str(name), value) for name, value in returned.facts.items()}
 
 
-def _of_mapping(returned: Mapping[Any, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def _of_mapping(returned: Mapping[Any, Any], metric: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Divide what an objective returned: numbers are metrics, but counts (``n_epochs``, ``n_params``) are facts."""
     metrics: dict[str, dict[str, Any]] = {}
     facts: dict[str, Any] = {}
     for name, value in returned.items():
         plain = _plain(str(name), value)
-        if isinstance(plain, int | float) and not isinstance(plain, bool):
+        is_count = str(name).startswith("n_") and str(name) != metric
+        if isinstance(plain, int | float) and not isinstance(plain, bool) and not is_count:
             metrics[str(name)] = {"value": float(plain)}
         else:
             facts[str(name)] = plain

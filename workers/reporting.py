@@ -3,7 +3,8 @@
 An objective is any callable ``objective(trial) -> float | dict | Result``:
 
 * a float is the value of the campaign's metric;
-* a dict maps names to numbers (metrics) or other JSON values (facts shown in the tables);
+* a dict maps names to numbers (metrics) or other JSON values (facts shown in the tables); counts, whose names begin
+  with ``n_``, are facts too: ``n_epochs`` and ``n_params`` have columns of their own;
 * a `Result` says of each metric what it is (split, estimator, standard error).
 """
 

@@ -61,7 +61,29 @@ def echo_frame(frame: pd.DataFrame, format_: str, *, title: str = "") -> None:
     elif format_ == "parquet":
         write_parquet(frame)
     else:
-        echo_table([str(c) for c in frame.columns], frame.to_numpy().tolist(), title=title)
+        columns, rows = [str(c) for c in frame.columns], frame.to_numpy().tolist()
+        count = fitting(
+            [[column, *(show(row[i]) for row in rows)] for i, column in enumerate(columns)], console().width
+        )
+        echo_table(columns[:count], [row[:count] for row in rows], title=title)
+        if count < len(columns):
+            names = ", ".join(columns[count:])
+            click.echo(f"not shown, for lack of width: {names} (choose with --columns, or --format csv)", err=True)
+
+
+def fitting(columns: list[list[str]], width: int) -> int:
+    """Return how many columns, from the left, fit side by side; at least one.
+
+    Args:
+        columns: The texts of each column.
+        width: Characters in a line; two lie between columns.
+    """
+    used = 0
+    for count, texts in enumerate(columns):
+        used += max(map(len, texts)) + (2 if count else 0)
+        if used > width and count:
+            return count
+    return len(columns)
 
 
 def write_parquet(frame: pd.DataFrame) -> None:
@@ -101,7 +123,7 @@ def show(value: Any) -> str:
     """Return a value as people read it."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
-    if type(value).__name__ == "NaTType":
+    if type(value).__name__ in ("NaTType", "NAType"):
         return "-"
     if isinstance(value, float):
         return f"{value:.6g}"

@@ -63,6 +63,13 @@ def test_mapping_is_split_in_metrics_and_facts() -> None:
     assert result.facts == {"model": "vae", "good": True, "sizes": [1, {"a.b": None}], "none": None}
 
 
+def test_counts_of_a_mapping_are_facts() -> None:
+    result = as_result({"n_bad": 3, "n_epochs": 12, "loss": 1.0}, "n_bad")
+    assert result.score == 3.0
+    assert set(result.metrics) == {"n_bad", "loss"}
+    assert result.facts == {"n_epochs": 12}
+
+
 def test_result_says_what_its_metrics_are() -> None:
     metric = Metric(value=1.0, se=np.float64(0.1), split="validation", draws=10, n=np.int64(20))  # type: ignore[arg-type]
     result = as_result(Result(metrics={"loss": metric}, facts={"n_params": np.int32(7)}), "loss")
