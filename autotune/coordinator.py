@@ -12,14 +12,14 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autotune.clock import Clock, SystemClock
-from autotune.errors import DuplicateError, StoreUnreachableError
+from autotune.errors import DuplicateError, StateError, StoreUnreachableError
 from autotune.lifecycle import common_failure
 from autotune.search import Observation, Search, make_search
 from autotune.space import Space, parse_space
@@ -118,6 +118,20 @@ def trial_seed(campaign_seed: int, number: int) -> int:
     return int(np.random.SeedSequence([campaign_seed, number]).generate_state(1)[0])
 
 
+def idle_slots(free: Mapping[str, int], trials: Iterable[Trial]) -> int:
+    """Return how many slots run nothing, by one and the same snapshot of the trials that the search sees.
+
+    Args:
+        free: Worker -> number of its slots that other campaigns leave free.
+        trials: The trials of this campaign.
+    """
+    left = dict(free)
+    for trial in trials:
+        if trial.lease is not None and trial.lease.owner in left:
+            left[trial.lease.owner] -= 1
+    return sum(max(0, number) for number in left.values())
+
+
 class Mirror:
     """All trials of a campaign in memory. Ended trials never change, so only the others are read again."""
 
@@ -179,6 +193,12 @@ class Coordinator:
             NotFoundError: If there is no such campaign.
         """
         self._store.campaigns.get(self._name)
+        try:
+            return self._work(stop)
+        finally:
+            self.resign()
+
+    def _work(self, stop: threading.Event) -> CampaignState | None:
         pause_s = _BACKOFF_S[0]
         while not stop.is_set():
             try:
@@ -193,7 +213,6 @@ class Coordinator:
                 _log.warning("%s", error, extra={"action": "store-away", "campaign": self._name})
                 self._clock.wait(stop, pause_s)
                 pause_s = min(_BACKOFF_S[1], pause_s * 2)
-        self.resign()
         return None
 
     def resign(self) -> None:
@@ -207,13 +226,15 @@ class Coordinator:
         """Do what is to do now; return the state of the campaign."""
         record = self._store.campaigns.get(self._name)
         if record.state is not CampaignState.RUNNING:
-            self.resign()
+            if record.state in (CampaignState.CANCELLED, CampaignState.FAILED):
+                self._store.trials.cancel(self._name, record.message or f"the campaign is {record.state}")
             return record.state
         if not self._lead():
             return record.state
         lost = self._store.trials.reap(self._name)
         if lost:
             _log.warning("gave back", extra={"action": "reap", "campaign": self._name, "numbers": lost})
+        free = self._free_slots()
         trials = self._mirror.refresh()
         if self._space is None:
             self._space = parse_space(record.space)
@@ -222,7 +243,7 @@ class Coordinator:
         todo = plan(
             trials,
             max_trials=record.max_trials,
-            idle_slots=self._idle_slots(),
+            idle_slots=idle_slots(free, trials),
             exhausted=self._exhausted,
             abort_after=int(record.spec["failures"]["abort_after"]),
         )
@@ -247,10 +268,11 @@ class Coordinator:
         self._leads_until = now_s + LEAD_S
         return True
 
-    def _idle_slots(self) -> int:
+    def _free_slots(self) -> dict[str, int]:
+        """Return how many slots of each live worker are not taken by other campaigns."""
         workers = self._store.workers.live(self._name)
-        busy = self._store.trials.running_by_owner([w.id for w in workers])
-        return sum(max(0, w.slots - busy.get(w.id, 0)) for w in workers)
+        busy = self._store.trials.running_by_owner([w.id for w in workers], but_not=self._name)
+        return {w.id: w.slots - busy.get(w.id, 0) for w in workers}
 
     def _propose(self, record: CampaignRecord, space: Space, trials: list[Trial], wanted: int) -> None:
         search = self._search = self._search or make_search(record.spec["search"])
@@ -276,11 +298,13 @@ class Coordinator:
 
     def _end(self, todo: Plan) -> CampaignState:
         state = todo.end or CampaignState.FINISHED
-        self._store.campaigns.set_state(
-            self._name, state, expected=[CampaignState.RUNNING], message=todo.message, who=self._id
-        )
+        try:
+            self._store.campaigns.set_state(
+                self._name, state, expected=[CampaignState.RUNNING], message=todo.message, who=self._id
+            )
+        except StateError:  # somebody paused or cancelled it at this moment: that stands
+            return CampaignState.RUNNING
         if state is CampaignState.FAILED:
             self._store.trials.cancel(self._name, "the campaign was stopped: " + todo.message)
-        self.resign()
         _log.info(todo.message or "ended", extra={"action": "end", "campaign": self._name, "state": str(state)})
         return state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -43,6 +44,19 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _DuplicateKeyError(ValueError):
+    """A key of a JSON object is given twice."""
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in seen:
+            raise _DuplicateKeyError(f"the key '{key}' is given twice")
+        seen[key] = value
+    return seen
+
+
 def read_yaml(text: str, source: str) -> Any:
     """Return the value of a YAML text.
 
@@ -53,6 +67,12 @@ def read_yaml(text: str, source: str) -> Any:
     Raises:
         CampaignError: If it is not valid YAML; says the line.
     """
+    if text.lstrip().startswith("{"):
+        try:
+            return json.loads(text, object_pairs_hook=_no_duplicates)
+        except ValueError as error:
+            if isinstance(error, _DuplicateKeyError):
+                raise CampaignError(f"{source}: {error}") from None
     try:
         return _Loader(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:

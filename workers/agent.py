@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autotune.errors import AutotuneError, LeaseLostError, StoreError, StoreUnreachableError
+from autotune.errors import AutotuneError, LeaseLostError, StoreError, StoreUnreachableError, WorkerError
 from autotune.store.base import CampaignRecord, WorkerRecord
 from autotune.trial import CampaignState, Cause, Failure, Lease
 from workers.children import Children
@@ -61,6 +61,7 @@ class Agent:
         self._servers_lock = threading.Lock()
         self._running: list[tuple[str, str] | None] = [None] * len(self._slots)
         self._folder = Path()
+        self._refusals: dict[tuple[str, str], str] = {}
 
     def stop(self) -> None:
         """Ask the agent to give its trials back and end. Safe to call from a signal handler."""
@@ -72,6 +73,7 @@ class Agent:
         Raises:
             StoreError: If the store cannot be reached at the start.
             NotFoundError: If a campaign that was named is not in the store.
+            WorkerError: With `once`, if it cannot load the objective of a campaign that works elsewhere.
         """
         for name in self._campaigns or ():
             self._store.campaigns.get(name)
@@ -87,6 +89,8 @@ class Agent:
                 pass
         finally:
             self._end(watch, slots)
+        if self._once and self._refusals and not stop.is_set():
+            raise WorkerError(next(iter(self._refusals.values())))
 
     def _end(self, watch: threading.Thread, slots: list[threading.Thread]) -> None:
         self._stop.set()
@@ -169,7 +173,8 @@ class Agent:
 
     def _running_campaigns(self) -> dict[str, CampaignRecord]:
         found = {r.name: r for r in self._store.campaigns.find([CampaignState.RUNNING])}
-        return {n: r for n, r in found.items() if self._campaigns is None or n in self._campaigns}
+        served = (r for n, r in found.items() if self._campaigns is None or n in self._campaigns)
+        return {r.name: r for r in served if _key(r) not in self._refusals}
 
     def _one_trial(self, slot: Slot, running: dict[str, CampaignRecord]) -> bool:
         """Claim a trial and run it to its end; return False when there was none."""
@@ -189,10 +194,14 @@ class Agent:
         held = self._leases.hold(trial.lease, float(record.spec["lease"]["renewal_s"]))
         self._running[slot.index] = _key(record)
         try:
-            Runner(
+            runner = Runner(
                 store=self._store, children=self._children(record), trial=trial, spec=record.spec,
                 metric=record.metric, slot=slot, held=held, stop=self._stop,
-            ).run()  # fmt: skip
+            )  # fmt: skip
+            runner.run()
+            if runner.refusal is not None:
+                self._refusals[_key(record)] = runner.refusal
+                _log.error("%s; it serves this campaign no more", runner.refusal, extra={"action": "refuse", **names})
         except Exception as error:
             self._give_back(trial.lease, error)
             raise

@@ -59,10 +59,12 @@ def main(channel: Channel, request: Mapping[str, Any]) -> int:
     sender = Sender(channel)
     threading.Thread(target=sender.listen, name="agent", daemon=True).start()
     timing: dict[str, float] = {}
+    loading = True
     try:
         started_s = time.monotonic()
         limit_threads(int(request["trial"]["threads"]))
         objective = objectives.load(request["spec"])
+        loading = False
         timing["load_s"] = time.monotonic() - started_s
         metric = request["metric"]
         trial = Trial(
@@ -76,7 +78,7 @@ def main(channel: Channel, request: Mapping[str, Any]) -> int:
     except BaseException as error:  # noqa: BLE001 - however the objective ends, the agent is told why
         failure = outcome.as_failure(error)
         failed = {"cause": str(failure.cause), "message": failure.message, "traceback": failure.traceback}
-        sender.send({"failed": failed, "timing": timing})
+        sender.send({"failed": failed, "timing": timing, "loading": loading})
         return 1
     plain = {"score": result.score, "metrics": dict(result.metrics), "facts": dict(result.facts)}
     sender.send({"result": plain, "timing": timing})

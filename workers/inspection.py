@@ -8,12 +8,18 @@ launching one need not import the libraries that read data. Prints one JSON obje
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from autotune.errors import InputError
+import numpy as np
+
+from autotune.errors import CampaignError, InputError
+from autotune.space import Choice, LogNormal, Normal, Numeric, parse_space
+from autotune.space.walks import sample
+from workers.workloads.base import Workload
 from workers.workloads.registry import get_workload
 
 
@@ -38,12 +44,56 @@ def inspect(campaign: Mapping[str, Any]) -> dict[str, Any]:
     workload.check_fixed(campaign.get("fixed") or {})
     if isinstance(campaign.get("space"), Mapping):
         workload.check_space(campaign["space"])
+        check_values(workload, campaign["space"])
     return {
         "space": workload.default_space(),
         "metrics": {name: asdict(spec) for name, spec in workload.metrics().items()},
         "default_metric": workload.default_metric,
         "facts": {**workload.inspect(data, split), "settings": workload.settings()},
     }
+
+
+def check_values(workload: Workload, definition: Mapping[str, Any]) -> None:
+    """Check the values that a user's space can give, so that trials do not fail for them.
+
+    Options of choices, constants and both ends of ranges are checked as if they were fixed.
+
+    Args:
+        workload: The campaign's workload.
+        definition: The campaign's space, with names that the workload knows.
+
+    Raises:
+        CampaignError: On a value that the workload does not take.
+        SpaceError: If the space is not well-formed.
+    """
+    for name, parameter in parse_space(definition).parameters.items():
+        for value in _values(parameter):
+            try:
+                workload.check_fixed({name: value})
+            except CampaignError as error:
+                reason = str(error).removeprefix(f"{workload.name}: {name} ")
+                raise CampaignError(f"space.{name}: {reason}") from None
+
+
+def _values(template: Any) -> Iterator[Any]:
+    """Yield the values of a parameter that matter for its check; of a mapping or list that holds parameters one."""
+    if isinstance(template, Choice):
+        for option in template.options:
+            yield from _values(option)
+    elif isinstance(template, Numeric):
+        yield from _ends(template)
+    else:
+        yield sample(template, np.random.default_rng(0))
+
+
+def _ends(parameter: Numeric) -> tuple[Any, ...]:
+    """Return the smallest and the largest value of a range, or the middle of an unbounded kind."""
+    if parameter.limits is not None:
+        return tuple(parameter.at(index) for index in parameter.limits)
+    if isinstance(parameter, Normal):
+        middle = math.exp(min(parameter.mu, 709.0)) if isinstance(parameter, LogNormal) else parameter.mu
+        return (parameter.nearest(middle / (parameter.step or 1.0)),)
+    return tuple(getattr(parameter, name) for name in ("low", "high"))
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.errors import LeaseLostError, StoreError, StoreUnreachableError
-from autotune.trial import Cause, Failure, Lease, Report, Result, Trial
+from autotune.trial import Cause, Failure, Lease, Report, Result, Trial, TrialState
 from workers.channel import Message
 from workers.children import Children
 from workers.devices import Slot
@@ -60,6 +60,10 @@ class Runner:
         slot: What it runs on.
         held: Its lease, kept alive by the lease keeper.
         stop: Set when the worker must end: the trial is given back.
+
+    Attributes:
+        refusal: Why this worker must not serve the campaign any more: it cannot load the objective or its data, while
+            trials of the campaign have finished, so the fault lies here. None while it may.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class Runner:
         self._held = held
         self._stop = stop
         self._reports = ReportSender(store, held)
+        self.refusal: str | None = None
 
     @property
     def _lease(self) -> Lease:
@@ -168,6 +173,9 @@ class Runner:
             )
         if message is not None and "failed" in message:
             failed = message["failed"]
+            if message.get("loading") and self._has_finished_trials():
+                self.refusal = f"this worker cannot load the objective of '{self._trial.campaign}': {failed['message']}"
+                return Ended(failure=Failure(cause=Cause.LOST, message=self.refusal), timing=timing)
             failure = Failure(
                 cause=Cause(failed["cause"]), message=failed["message"], traceback=failed["traceback"],
                 log_tail=child.log_tail(), exit_code=1,
@@ -182,6 +190,13 @@ class Runner:
         cause, text, killed = cause_of_death(child.status, oom_killed=kernel_oom_kills() > ooms)
         failure = Failure(cause=cause, message=text, log_tail=child.log_tail(), exit_code=child.status)
         return Ended(failure=failure, process_killed=killed, timing=timing)
+
+    def _has_finished_trials(self) -> bool:
+        """Return whether the campaign's objective works somewhere; False while the store cannot say."""
+        try:
+            return self._store.trials.counts(self._trial.campaign).get(TrialState.FINISHED, 0) > 0
+        except StoreUnreachableError:
+            return False
 
     def _was_stopped(self, child: Child) -> bool:
         """Return whether the worker ends; a cluster that takes the host back signals worker and training at once."""

@@ -34,7 +34,7 @@ def coordinator(name: str, with_parent: int | None, store_uri: str | None) -> No
 @store_option
 def pause(name: str, store_uri: str | None) -> None:
     """Start no more trials of campaign NAME. Running ones go on to their end; `autotune resume NAME` continues."""
-    from autotune.local.session import who
+    from autotune.local.follow import who
     from autotune.store.mongo import open_store
 
     with open_store(store_uri) as store:
@@ -47,7 +47,7 @@ def pause(name: str, store_uri: str | None) -> None:
 @store_option
 def cancel(name: str, store_uri: str | None) -> None:
     """End campaign NAME for good: queued trials are dropped, running ones are stopped at their next renewal."""
-    from autotune.local.session import who
+    from autotune.local.follow import who
     from autotune.store.mongo import open_store
 
     with open_store(store_uri) as store:

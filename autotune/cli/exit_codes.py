@@ -18,6 +18,8 @@ STORE = 5
 """The store answers but is not usable as it is; `autotune store check` says more."""
 CAMPAIGN_FAILED = 6
 """The campaign ended as failed or cancelled, or none of its trials finished."""
+PAUSED = 7
+"""Somebody paused the campaign that was followed; `autotune resume NAME` goes on."""
 INTERRUPTED = 130
 """Ctrl-C; running trials went back to the store."""
 

@@ -13,8 +13,11 @@ from autotune.campaign import load_campaign
 from autotune.cli import exit_codes
 from autotune.cli.output import store_option
 from autotune.cli.progress import ProgressDisplay
+from autotune.errors import InputError, StoreUnreachableError, WorkerError
 from autotune.local.crew import Crew
-from autotune.local.session import CampaignResult, follow, make_crew, reopen, submit
+from autotune.local.follow import follow
+from autotune.local.resolve import objective_paths
+from autotune.local.session import CampaignResult, reopen, result_of, submit
 from autotune.store.mongo import MongoStore, open_store
 from autotune.trial import CampaignState, TrialState
 
@@ -48,11 +51,13 @@ def launch(file: str, overrides: tuple[str, ...], store_uri: str | None, **optio
     Launching the same file again goes on where it stopped. Ctrl-C gives running trials back and pauses the campaign;
     `autotune resume NAME` goes on to exactly its budget.
     """
+    _check_options(**options)
     campaign = load_campaign(file, overrides)
     with open_store(store_uri) as store:
-        record = submit(store, campaign)
+        crew = _crew(store, campaign.name, **options)
+        record = submit(store, campaign, objective_paths(file))
         _note_start(store, record.name, record.state)
-        return _run(store, record.name, paths=(str(Path(file).parent.absolute()),), **options)
+        return _run(store, crew, **options)
 
 
 @click.command()
@@ -60,49 +65,63 @@ def launch(file: str, overrides: tuple[str, ...], store_uri: str | None, **optio
 @_crew_options
 def resume(name: str, store_uri: str | None, **options: Any) -> int:
     """Go on with campaign NAME, paused or without a coordinator, to exactly its budget."""
+    _check_options(**options)
     with open_store(store_uri) as store:
+        crew = _crew(store, name, **options)
         reopen(store, name)
         _note_start(store, name, CampaignState.RUNNING)
-        return _run(store, name, paths=(), **options)
+        return _run(store, crew, **options)
+
+
+def _check_options(*, detach: bool, out: str | None, **_: Any) -> None:
+    if detach and out is not None:
+        raise InputError("--out does not go with --detach; later: autotune report NAME --out DIR")
+
+
+def _crew(store: MongoStore, name: str, *, workers: int, devices: str, slots_per_device: int, **_: Any) -> Crew:
+    return Crew(store_uri=store.uri, campaign=name, workers=workers, devices=devices, slots_per_device=slots_per_device)
 
 
 def _note_start(store: MongoStore, name: str, state: CampaignState) -> None:
     click.echo(f"campaign '{name}' in the store at {store.address}: {state}", err=True)
 
 
-def _run(
-    store: MongoStore,
-    name: str,
-    *,
-    paths: tuple[str, ...],
-    workers: int,
-    devices: str,
-    slots_per_device: int,
-    out: str | None,
-    detach: bool,
-) -> int:
-    crew = make_crew(store, name, workers, devices, slots_per_device)
-    crew.paths = paths
+def _run(store: MongoStore, crew: Crew, *, out: str | None, detach: bool, **_: Any) -> int:
+    name = crew.campaign
     if detach:
-        return _detach(store, name, crew)
+        return _detach(store, crew)
     try:
         with ProgressDisplay(name) as display:
-            result = follow(store, name, crew, display.update)
+            follow(store, crew, display.update)
     except KeyboardInterrupt:
-        state = store.campaigns.get(name).state
-        click.echo(f"interrupted; campaign '{name}' is {state}; go on with: autotune resume {name}", err=True)
+        click.echo(f"interrupted; {_how_to_go_on(store, name)}", err=True)
         return exit_codes.INTERRUPTED
+    result = result_of(store, name)
     _show(result, out)
     return _exit_code(result)
 
 
-def _detach(store: MongoStore, name: str, crew: Crew) -> int:
+def _how_to_go_on(store: MongoStore, name: str) -> str:
+    try:
+        record = store.campaigns.get(name)
+    except StoreUnreachableError:
+        return f"the store does not answer; when it does, go on with: autotune resume {name}"
+    return f"campaign '{name}' is {record.state}; go on with: autotune resume {name}"
+
+
+def _detach(store: MongoStore, crew: Crew) -> int:
     crew.detached = True
-    if store.campaigns.get(name).state is CampaignState.RUNNING:
-        crew.start()
+    record = store.campaigns.get(crew.campaign)
+    if record.state is CampaignState.RUNNING:
+        crew.start(record.paths)
+        failed = crew.failed_at_start()
+        if failed is not None:
+            crew.stop()
+            raise WorkerError(f"the {failed.role} ended at once: {failed.last_words()} (log: {failed.log})")
+        crew.release()
     for member in crew.members:
         click.echo(f"{member.role} in the background (log: {member.log})", err=True)
-    click.echo(f"follow it with: autotune status {name}", err=True)
+    click.echo(f"follow it with: autotune status {crew.campaign}", err=True)
     return exit_codes.OK
 
 
@@ -119,9 +138,10 @@ def _show(result: CampaignResult, out: str | None) -> None:
 
 
 def _exit_code(result: CampaignResult) -> int:
-    finished = any(t.state is TrialState.FINISHED for t in result.trials)
-    good = result.campaign.state in (CampaignState.FINISHED, CampaignState.PAUSED) and finished
-    if result.campaign.state is CampaignState.PAUSED:
-        click.echo(f"campaign '{result.campaign.name}' was paused", err=True)
     sys.stdout.flush()
+    if result.campaign.state is CampaignState.PAUSED:
+        click.echo(f"paused; go on with: autotune resume {result.campaign.name}", err=True)
+        return exit_codes.PAUSED
+    finished = any(t.state is TrialState.FINISHED for t in result.trials)
+    good = result.campaign.state is CampaignState.FINISHED and finished
     return exit_codes.OK if good else exit_codes.CAMPAIGN_FAILED

@@ -9,7 +9,7 @@ from typing import Any, Self
 import click
 
 from autotune.clock import SystemClock
-from autotune.local.session import Progress
+from autotune.local.follow import Progress
 from autotune.trial import TrialState
 
 LINE_EVERY_S = 10.0
@@ -78,6 +78,8 @@ class ProgressDisplay:
 def describe(progress: Progress, left_s: float | None) -> str:
     """Return the words behind the bar: best score, failures, time left."""
     parts = []
+    if progress.away_s:
+        parts.append(f"no answer from the store for {duration(progress.away_s)}")
     if progress.best is not None and progress.best.score is not None:
         parts.append(f"best {progress.best.score:.6g} (trial {progress.best.number})")
     running = progress.counts.get(TrialState.RUNNING, 0)

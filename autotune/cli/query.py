@@ -8,6 +8,7 @@ import click
 
 from autotune.cli.output import echo_frame, echo_json, echo_table, format_option, store_option
 from autotune.cli.output import show as shown
+from autotune.errors import InputError
 from autotune.trial import CampaignState, TrialState
 
 if TYPE_CHECKING:
@@ -147,6 +148,8 @@ def trials(
     from autotune import history
     from autotune.store.mongo import open_store
 
+    if format_ == "json" and columns is not None:
+        raise InputError("--columns does not go with --format json, which prints trials whole")
     with open_store(store_uri) as store:
         record = store.campaigns.get(name)
         found = store.trials.find(name)

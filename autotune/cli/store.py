@@ -26,9 +26,17 @@ def up() -> None:
 
 @store.command()
 def down() -> None:
-    """Stop the embedded store. Its data stays."""
+    """Stop the embedded store. Its data stays; what runs waits until it is up again."""
     from autotune.store import embedded
+    from autotune.store.mongo import MongoStore
+    from autotune.trial import CampaignState
 
+    uri = embedded.find()
+    if uri is not None:
+        with MongoStore(uri, prepare=False) as opened:
+            served = [r.name for r in opened.campaigns.find([CampaignState.RUNNING]) if opened.workers.live(r.name)]
+        if served:
+            click.echo(f"workers serve {', '.join(served)}; they wait until: autotune store up", err=True)
     click.echo("stopped" if embedded.stop() else "the embedded store does not run")
 
 

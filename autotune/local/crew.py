@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from autotune import home
-from autotune.errors import WorkerError
+from autotune.clock import SystemClock
+from autotune.errors import InputError, WorkerError
 from autotune.store.mongo import URI_VARIABLE
 
 MAX_STARTS = 5
+STEADY_S = 300.0
+"""A process that ran so long before it ended starts with a clean record."""
+DEVICES = re.compile(r"^(auto|cpu|[0-9A-Za-z-]+(,[0-9A-Za-z-]+)*)$")
 STOP_TIMEOUT_S = 30.0
+
+
+_CLOCK = SystemClock()
 
 
 @dataclass(kw_only=True)
@@ -26,7 +35,8 @@ class Member:
         command: What to run.
         log: Where its log goes.
         process: The process, once started.
-        starts: How often it was started.
+        starts: How often it was started in a short time.
+        started_s: When it was started last, monotonic seconds.
     """
 
     role: str
@@ -34,6 +44,7 @@ class Member:
     log: Path
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
+    started_s: float = 0.0
 
     def last_words(self) -> str:
         """Return the last line of its log."""
@@ -57,9 +68,11 @@ class Crew:
         devices: As `autotune worker --devices`.
         slots_per_device: As `autotune worker --slots-per-device`.
         detached: Whether the processes outlive this one.
-        paths: Folders to look for the objective's module in, beside the working directory.
         members: The processes.
         asked_to_stop: Whether they were asked to end.
+
+    Raises:
+        InputError: If a number or the devices are not possible.
     """
 
     store_uri: str
@@ -68,16 +81,34 @@ class Crew:
     devices: str = "auto"
     slots_per_device: int = 1
     detached: bool = False
-    paths: tuple[str, ...] = ()
     members: list[Member] = field(default_factory=list)
     asked_to_stop: bool = False
+    _paths: tuple[str, ...] = ()
 
-    def start(self) -> None:
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise InputError(f"--workers must be 0 or more, not {self.workers}")
+        if self.slots_per_device < 1:
+            raise InputError(f"--slots-per-device must be 1 or more, not {self.slots_per_device}")
+        if not DEVICES.match(self.devices):
+            raise InputError(f"--devices takes auto, cpu or GPU numbers such as 0,1, not '{self.devices}'")
+
+    def release(self) -> None:
+        """Let the processes outlive this one on purpose, without a warning about children that still run."""
+        for member in self.members:
+            if member.process is not None and member.process.poll() is None:
+                member.process.returncode = 0
+
+    def start(self, paths: tuple[str, ...] = ()) -> None:
         """Start the coordinator and the workers.
+
+        Args:
+            paths: Folders where the workers look for the objective's module.
 
         Raises:
             WorkerError: If a process cannot be started.
         """
+        self._paths = tuple(path for path in paths if os.path.isdir(path))
         parent = [] if self.detached else ["--with-parent", str(os.getpid())]
         coordinator = [sys.executable, "-m", "autotune.cli.main", "coordinator", self.campaign, *parent]
         self._add("coordinator", coordinator)
@@ -92,9 +123,11 @@ class Crew:
         self._start(member)
 
     def _start(self, member: Member) -> None:
-        paths = [os.getcwd(), *self.paths, *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [*self._paths, os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, URI_VARIABLE: self.store_uri, "PYTHONPATH": os.pathsep.join(paths)}
-        member.starts += 1
+        now_s = _CLOCK.monotonic_s()
+        member.starts = 1 if now_s - member.started_s > STEADY_S else member.starts + 1
+        member.started_s = now_s
         try:
             with open(member.log, "ab") as log:
                 member.process = subprocess.Popen(
@@ -103,8 +136,6 @@ class Crew:
                 )  # fmt: skip
         except OSError as error:
             raise WorkerError(f"cannot start the {member.role}: {error}") from None
-        if self.detached:
-            member.process.returncode = 0  # it outlives this process on purpose
 
     def tend(self) -> None:
         """Start again what ended, in whatever way; to be called only while the campaign runs.
@@ -121,6 +152,21 @@ class Crew:
                     f"{member.last_words()} (log: {member.log})"
                 )
             self._start(member)
+
+    def working(self) -> bool:
+        """Return whether a worker of this crew still runs: after a pause they end with their running trials."""
+        workers = [m for m in self.members if m.role != "coordinator"]
+        return any(m.process is not None and m.process.poll() is None for m in workers)
+
+    def failed_at_start(self, timeout_s: float = 3.0) -> Member | None:
+        """Wait a little whether a process ends with an error at once; return it, or None when all go on."""
+        end_s = _CLOCK.monotonic_s() + timeout_s
+        while _CLOCK.monotonic_s() < end_s:
+            for member in self.members:
+                if member.process is not None and member.process.poll():
+                    return member
+            _CLOCK.wait(threading.Event(), 0.1)
+        return None
 
     def ask_to_stop(self) -> None:
         """Ask all to end in good order: workers give their trials back. Once only: asking twice means at once."""

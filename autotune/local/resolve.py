@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autotune import errors
 from autotune.campaign import Campaign, load_campaign, parse_campaign, resolve_data_path
 from autotune.errors import CampaignError, SpaceError, WorkerError
@@ -18,6 +20,24 @@ from autotune.space import Space, parse_space
 from autotune.store.base import CampaignRecord
 
 INSPECT_TIMEOUT_S = 3600.0
+
+
+def objective_paths(source: Campaign | Mapping[str, Any] | str | Path) -> tuple[str, ...]:
+    """Return the folders of this machine where workers should look for the objective's module.
+
+    The folder of a campaign file; that of the module, or of its topmost package, of an objective given as a function;
+    and the working directory.
+    """
+    folders = [Path.cwd()]
+    if isinstance(source, str | Path):
+        folders.insert(0, Path(source).absolute().parent)
+    elif isinstance(source, Mapping) and callable(source.get("objective")):
+        name = str(getattr(source["objective"], "__module__", ""))
+        file = getattr(sys.modules.get(name.partition(".")[0]), "__file__", None)
+        if file is not None:
+            parent = Path(file).absolute().parent
+            folders.insert(0, parent.parent if Path(file).name == "__init__.py" else parent)
+    return tuple(dict.fromkeys(str(folder) for folder in folders))
 
 
 def as_campaign(source: Campaign | Mapping[str, Any] | str | Path) -> Campaign:
@@ -32,6 +52,8 @@ def as_campaign(source: Campaign | Mapping[str, Any] | str | Path) -> Campaign:
         return source
     if isinstance(source, str | Path):
         return load_campaign(source)
+    if not isinstance(source, Mapping):
+        raise CampaignError(f"a campaign is a file or a mapping, not {type(source).__name__}")
     content = json_sections(source)
     if callable(content.get("objective")):
         content["objective"] = callable_name(content["objective"])
@@ -42,8 +64,20 @@ def as_campaign(source: Campaign | Mapping[str, Any] | str | Path) -> Campaign:
 
 
 def json_sections(source: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a campaign's mapping whose sections can be changed without changing the caller's."""
-    return {key: dict(value) if isinstance(value, dict) else value for key, value in source.items()}
+    """Return a copy of a campaign's mapping in plain values: paths become text, NumPy scalars numbers."""
+    return {key: value if key in ("space", "objective") else _plain(value) for key, value in source.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
 
 
 def callable_name(function: Any) -> str:
@@ -61,8 +95,12 @@ def callable_name(function: Any) -> str:
     return f"{module}:{name}"
 
 
-def resolve(campaign: Campaign) -> CampaignRecord:
+def resolve(campaign: Campaign, paths: tuple[str, ...] = ()) -> CampaignRecord:
     """Look at the campaign's data, fill in what the objective knows, check the space and the search.
+
+    Args:
+        campaign: The campaign, validated.
+        paths: Folders where workers on this machine should look for the objective's module.
 
     Raises:
         InputError: One line that says what is wrong; nothing has been written.
@@ -87,6 +125,7 @@ def resolve(campaign: Campaign) -> CampaignRecord:
         space=space.to_json(),
         metric=metric,
         facts=facts,
+        paths=paths,
         max_trials=campaign.budget.max_trials,
     )
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import getpass
-import os
-import socket
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.campaign import Campaign
-from autotune.clock import SystemClock
-from autotune.errors import InputError, StateError, StoreUnreachableError
+from autotune.errors import StateError
 from autotune.local.crew import Crew
-from autotune.local.resolve import as_campaign, resolve
+from autotune.local.follow import Progress, follow, who
+from autotune.local.resolve import as_campaign, objective_paths, resolve
 from autotune.store.base import CampaignRecord
 from autotune.store.mongo import MongoStore, open_store
 from autotune.trial import CampaignState, Trial, TrialState
@@ -25,31 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from autotune.report.report import Report
-
-FOLLOW_S = 0.25
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a campaign is.
-
-    Attributes:
-        state: State of the campaign.
-        counts: Number of trials in each state.
-        max_trials: The budget.
-        best: The best trial so far, or None.
-    """
-
-    state: CampaignState
-    counts: Mapping[TrialState, int]
-    max_trials: int
-    best: Trial | None
-
-    @property
-    def ended(self) -> int:
-        """Number of trials that have ended, finished or not."""
-        active = (TrialState.QUEUED, TrialState.RUNNING, TrialState.PAUSED)
-        return sum(n for state, n in self.counts.items() if state not in active)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +59,6 @@ def best_trial(trials: tuple[Trial, ...] | list[Trial], mode: str) -> Trial | No
     return min(scored)[2] if scored else None
 
 
-def who() -> str:
-    """Return who does something, for the audit: user, host, process."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}:{os.getpid()}"
-
-
 def launch(
     campaign: Campaign | Mapping[str, Any] | str | Path,
     *,
@@ -129,9 +90,12 @@ def launch(
     """
     checked = as_campaign(campaign)
     with _opened(store) as opened:
-        submit(opened, checked)
-        crew = make_crew(opened, checked.name, workers, devices, slots_per_device)
-        return follow(opened, checked.name, crew, on_progress)
+        crew = Crew(
+            store_uri=opened.uri, campaign=checked.name, workers=workers, devices=devices,
+            slots_per_device=slots_per_device,
+        )  # fmt: skip
+        submit(opened, checked, objective_paths(campaign))
+        return result_of(opened, follow(opened, crew, on_progress))
 
 
 def resume(
@@ -150,21 +114,34 @@ def resume(
         StateError: If it has ended.
     """
     with _opened(store) as opened:
+        crew = Crew(
+            store_uri=opened.uri, campaign=name, workers=workers, devices=devices, slots_per_device=slots_per_device
+        )
         reopen(opened, name)
-        crew = make_crew(opened, name, workers, devices, slots_per_device)
-        return follow(opened, name, crew, on_progress)
+        return result_of(opened, follow(opened, crew, on_progress))
 
 
-def submit(store: MongoStore, campaign: Campaign) -> CampaignRecord:
+def result_of(store: MongoStore, name: str) -> CampaignResult:
+    """Return a campaign with its trials, as they are now."""
+    return CampaignResult(campaign=store.campaigns.get(name), trials=tuple(store.trials.find(name)))
+
+
+def submit(store: MongoStore, campaign: Campaign, paths: tuple[str, ...] = ()) -> CampaignRecord:
     """Write a campaign into the store, or find the same definition there; a paused one goes on.
+
+    Args:
+        store: An open store.
+        campaign: The campaign, validated.
+        paths: Folders where workers on this machine should look for the objective's module.
 
     Raises:
         InputError: What is wrong with the campaign, one line; nothing has been written.
         CampaignExistsError: If another definition has that name.
         StateError: If the same definition failed or was cancelled.
     """
-    record = resolve(campaign)
+    record = resolve(campaign, paths)
     if not store.campaigns.create(record, who()):
+        store.campaigns.relocate(record)
         found = store.campaigns.get(record.name)
         if found.state is not CampaignState.FINISHED:
             reopen(store, record.name)
@@ -183,87 +160,6 @@ def reopen(store: MongoStore, name: str) -> None:
         why = f" ({record.message})" if record.message else ""
         raise StateError(f"campaign '{name}' is {record.state}{why}; to run more, launch it under another name")
     store.campaigns.set_state(name, CampaignState.RUNNING, expected=[CampaignState.PAUSED], who=who())
-
-
-def make_crew(store: MongoStore, name: str, workers: int, devices: str, slots_per_device: int) -> Crew:
-    """Return the local processes of a campaign, not started.
-
-    Raises:
-        InputError: If a number is negative.
-    """
-    if workers < 0:
-        raise InputError(f"workers must be 0 or more, not {workers}")
-    return Crew(store_uri=store.uri, campaign=name, workers=workers, devices=devices, slots_per_device=slots_per_device)
-
-
-def follow(
-    store: MongoStore, name: str, crew: Crew, on_progress: Callable[[Progress], None] | None = None
-) -> CampaignResult:
-    """Start the crew and follow the campaign until it runs no more; the crew is stopped in any case.
-
-    Raises:
-        WorkerError: If the local processes cannot be kept running.
-        KeyboardInterrupt: On Ctrl-C, after running trials went back to the store and the campaign was paused.
-    """
-    follower = Follower(store, name)
-    clock, never = SystemClock(), threading.Event()
-    try:
-        if follower.progress().state is CampaignState.RUNNING:
-            crew.start()
-        while True:
-            try:
-                progress = follower.progress()
-            except StoreUnreachableError:
-                clock.wait(never, FOLLOW_S * 4)
-                continue
-            if on_progress is not None:
-                on_progress(progress)
-            if progress.state is not CampaignState.RUNNING:
-                break
-            crew.tend()
-            clock.wait(never, FOLLOW_S)
-        crew.stop()
-    except KeyboardInterrupt:
-        _interrupt(store, name, crew)
-        raise
-    except BaseException:
-        _interrupt(store, name, crew, "the local processes could not be kept running")
-        raise
-    return CampaignResult(campaign=store.campaigns.get(name), trials=tuple(store.trials.find(name)))
-
-
-def _interrupt(store: MongoStore, name: str, crew: Crew, why: str = "interrupted") -> None:
-    """Pause the campaign and end the crew; a second Ctrl-C ends it by force."""
-    try:
-        crew.ask_to_stop()
-        # it may have ended meanwhile, or the store be away: leases and the lead run out by themselves
-        with contextlib.suppress(StateError, StoreUnreachableError):
-            store.campaigns.set_state(
-                name, CampaignState.PAUSED, expected=[CampaignState.RUNNING], message=why, who=who()
-            )
-        crew.stop()
-    except KeyboardInterrupt:
-        crew.kill()
-
-
-class Follower:
-    """Reads the progress of a campaign without reading ended trials again."""
-
-    def __init__(self, store: MongoStore, name: str) -> None:
-        self._store = store
-        self._name = name
-        self._best: Trial | None = None
-        self._finished = -1
-
-    def progress(self) -> Progress:
-        """Return how far the campaign is now."""
-        record = self._store.campaigns.get(self._name)
-        counts = self._store.trials.counts(self._name)
-        finished = counts.get(TrialState.FINISHED, 0)
-        if finished != self._finished:
-            self._best = self._store.trials.best(self._name, record.metric["mode"])
-            self._finished = finished
-        return Progress(state=record.state, counts=counts, max_trials=record.max_trials, best=self._best)
 
 
 class _opened:

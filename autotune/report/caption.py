@@ -8,7 +8,7 @@ from typing import Any
 
 from autotune.report.formatting import number_text, score_text
 from autotune.report.ranking import has_folds, rank
-from autotune.report.tables import dataset, is_simulated
+from autotune.report.tables import dataset, idle_time, is_simulated
 from autotune.store.base import CampaignRecord
 from autotune.trial import ACTIVE_STATES, Trial, TrialState
 
@@ -22,7 +22,7 @@ def caption(campaign: CampaignRecord, trials: Sequence[Trial]) -> list[str]:
     """
     said = [trial.metrics[name] for trial in trials if (name := campaign.metric["name"]) in trial.metrics]
     lines = [_simulated(campaign), _score(campaign, said), _best(campaign, trials), _folds(trials)]
-    lines += [_split(campaign), _seen(said), _counts(campaign, trials), _pruned(trials), _data(campaign)]
+    lines += [_split(campaign), _seen(said), _counts(campaign, trials), _pruned(trials), _idle(trials), _data(campaign)]
     return [line for line in [*lines, *_warnings(campaign)] if line]
 
 
@@ -60,7 +60,7 @@ def _score(campaign: CampaignRecord, said: Sequence[Mapping[str, Any]]) -> str:
         parts.append(f"after {_range(epochs)} {'epoch' if epochs == [1] else 'epochs'}")
     if items:
         thing = "cells" if "n_cells" in (campaign.facts.get("data") or {}) else "items"
-        parts.append(f"averaged over {_range(items)} {thing}")
+        parts.append(f"on {_range(items)} {thing}")
     if not splits and said:
         parts.append("the objective does not say on which part of the data it is measured")
     return f"Score: {name} ({better} is better)" + "".join(f", {part}" for part in parts) + "."
@@ -142,6 +142,12 @@ def _pruned(trials: Sequence[Trial]) -> str:
     if not any(trial.state is TrialState.PRUNED for trial in trials):
         return ""
     return "Pruned trials stand after the finished ones: their scores are of shorter trainings."
+
+
+def _idle(trials: Sequence[Trial]) -> str:
+    """Say how much of the wall time was a pause."""
+    idle = idle_time(trials)
+    return f"Wall time includes {idle} in which no trial ran." if idle else ""
 
 
 def _data(campaign: CampaignRecord) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import PurePath
 from typing import Any
 
@@ -23,6 +23,9 @@ SHOWN_FACTS = ("n_epochs", "n_params")
 
 RUN_INDEX = "run index"
 NOTHING = "No trial has ended yet: there is nothing to rank."
+
+_MOST_IDLE = timedelta(seconds=10)  # so much of the wall time may pass without a trial, and
+_MOST_IDLE_SHARE = 0.05  # this share of it, before the report speaks of it
 
 
 def ranking(campaign: CampaignRecord, trials: Sequence[Trial]) -> pd.DataFrame:
@@ -112,7 +115,8 @@ def run_time(campaign: CampaignRecord, trials: Sequence[Trial]) -> pd.DataFrame:
     """Return one row: ``dataset, cells, genes, wall time, average epochs, number of devices, max epochs``.
 
     What a campaign has no such thing of is None. The wall time (``H:MM:SS``) runs from the first start of a trial to
-    the last end; the average is over the ``n_epochs`` of finished trials; devices are different (host, device) pairs.
+    the last end, pauses included (see `idle_time`); the average is over the ``n_epochs`` of finished trials; devices
+    are different (host, device) pairs; the most epochs are what the campaign fixes, else the objective's default.
 
     Args:
         campaign: The campaign.
@@ -129,7 +133,7 @@ def run_time(campaign: CampaignRecord, trials: Sequence[Trial]) -> pd.DataFrame:
         "wall time": wall_time(trials),
         "average epochs": sum(numbers) / len(numbers) if numbers else None,
         "number of devices": len(devices) or None,
-        "max epochs": (campaign.spec.get("fixed") or {}).get("max_epochs"),
+        "max epochs": _max_epochs(campaign),
     }
     return pd.DataFrame({name: pd.Series([value], dtype="object") for name, value in row.items()})
 
@@ -150,9 +154,54 @@ def dataset(campaign: CampaignRecord) -> str | None:
 
 def wall_time(trials: Sequence[Trial]) -> str | None:
     """Return the time from the first start to the last end as ``H:MM:SS``, or None before the first end."""
-    starts: list[datetime] = [trial.started_at for trial in trials if trial.started_at is not None]
-    ends: list[datetime] = [trial.ended_at for trial in trials if trial.ended_at is not None]
-    if not starts or not ends:
+    span = _span(trials)
+    return None if span is None else _clock(span[1] - span[0])
+
+
+def idle_time(trials: Sequence[Trial]) -> str | None:
+    """Return how much of `wall_time` no trial ran, as ``H:MM:SS``; None where that is 10 s or 5%, or less.
+
+    Campaigns that were paused or had no worker for a while have such a time.
+
+    Args:
+        trials: All trials of the campaign.
+    """
+    span = _span(trials)
+    if span is None:
         return None
-    seconds = max(0, round((max(ends) - min(starts)).total_seconds()))
+    start, end = span
+    busy, reached = timedelta(0), start
+    for first, last in sorted(_intervals(trials, end)):
+        busy += max(timedelta(0), min(last, end) - max(first, reached))
+        reached = max(reached, min(last, end))
+    idle = (end - start) - busy
+    return _clock(idle) if idle > _MOST_IDLE and idle > _MOST_IDLE_SHARE * (end - start) else None
+
+
+def _max_epochs(campaign: CampaignRecord) -> Any:
+    """Return the most epochs of a trial: what is fixed, else the default; None where they are searched or unknown."""
+    fixed = campaign.spec.get("fixed") or {}
+    if "max_epochs" in fixed or "max_epochs" in campaign.space:
+        return fixed.get("max_epochs")
+    return (campaign.facts.get("settings") or {}).get("max_epochs")
+
+
+def _span(trials: Sequence[Trial]) -> tuple[datetime, datetime] | None:
+    """Return the first start and the last end, or None before the first end."""
+    starts = [trial.started_at for trial in trials if trial.started_at is not None]
+    ends = [trial.ended_at for trial in trials if trial.ended_at is not None]
+    return (min(starts), max(ends)) if starts and ends else None
+
+
+def _intervals(trials: Sequence[Trial], end: datetime) -> list[tuple[datetime, datetime]]:
+    """Return start and end of all attempts (of the trial where it has none); what has not ended lasts until `end`."""
+    runs = [
+        (run.started_at, run.ended_at) for trial in trials for run in (trial.attempts if trial.attempts else (trial,))
+    ]
+    return [(first, end if last is None else last) for first, last in runs if first is not None]
+
+
+def _clock(time: timedelta) -> str:
+    """Return a time as ``H:MM:SS``."""
+    seconds = max(0, round(time.total_seconds()))
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

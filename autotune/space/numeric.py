@@ -33,7 +33,7 @@ def number(value: Any, what: str) -> Number:
         hint = ""
         if isinstance(value, str):
             try:
-                hint = f"; this file format reads it as text, write {float(value)!r}"
+                hint = f"; it is text, write {float(value)!r} without quotes"
             except ValueError:
                 hint = ""
         raise SpaceError(f"{what} {show(value)} is not a number{hint}")

@@ -25,7 +25,8 @@ coordinators runs.
 Collections (each document has a ``schema_version``; validators and indexes are in `autotune.store.schema`):
 
 ``campaigns``  ``_id`` = name; ``state``, ``message``, ``spec`` (the campaign file), ``spec_hash``, ``space``
-               (resolved), ``metric``, ``facts`` (of data and split), ``max_trials``, ``created_at``, ``ended_at``
+               (resolved), ``metric``, ``facts`` (of data and split), ``paths``, ``max_trials``, ``created_at``,
+               ``ended_at``
 ``trials``     ``campaign``, ``number``, ``fold``, ``replicate``, ``params``, ``config_hash``, ``state``, ``seed``,
                ``lease`` (``owner``, ``token``, ``duration_s``, ``expires_at``) while it runs, ``attempts`` (each with
                ``token``, ``owner``, ``host``, ``device``, times, ``cause`` ...), ``score``, ``metrics``, ``facts``,
@@ -60,6 +61,7 @@ class CampaignRecord:
         space: The resolved search space as plain values.
         metric: ``{"name": ..., "mode": "min" | "max"}``.
         facts: What was found in the data and the split at launch.
+        paths: Folders on the launching machine where the objective's module lies; not part of the definition.
         max_trials: The budget.
         created_at: On the database's clock.
         ended_at: On the database's clock, or None.
@@ -73,6 +75,7 @@ class CampaignRecord:
     space: Mapping[str, Any]
     metric: Mapping[str, str]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    paths: tuple[str, ...] = ()
     max_trials: int
     created_at: datetime | None = None
     ended_at: datetime | None = None

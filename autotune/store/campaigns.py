@@ -76,6 +76,15 @@ class Campaigns:
         return [campaign_record(d) for d in found]
 
     @mapped
+    def relocate(self, record: CampaignRecord) -> None:
+        """Take over where data and objective lie from a launch of the same definition from another place."""
+        changes: dict[str, Any] = {"paths": list(record.paths)}
+        path = (record.spec.get("data") or {}).get("path")
+        if path is not None:
+            changes["spec.data.path"] = path
+        self._campaigns.update_one({"_id": record.name, "spec_hash": record.spec_hash}, {"$set": changes})
+
+    @mapped
     def set_state(
         self,
         name: str,

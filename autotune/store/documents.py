@@ -28,6 +28,7 @@ def campaign_document(record: CampaignRecord) -> Document:
         "space": dict(record.space),
         "metric": dict(record.metric),
         "facts": dict(record.facts),
+        "paths": list(record.paths),
         "max_trials": record.max_trials,
         "ended_at": None,
     }
@@ -44,6 +45,7 @@ def campaign_record(document: Mapping[str, Any]) -> CampaignRecord:
         space=document["space"],
         metric=document["metric"],
         facts=document.get("facts", {}),
+        paths=tuple(document.get("paths", ())),
         max_trials=int(document["max_trials"]),
         created_at=document.get("created_at"),
         ended_at=document.get("ended_at"),

@@ -79,11 +79,14 @@ class TrialReads:
         return {TrialState(row["_id"]): int(row["n"]) for row in rows}
 
     @mapped
-    def running_by_owner(self, owners: Sequence[str]) -> dict[str, int]:
-        """Return how many trials, of all campaigns, each of these workers runs now."""
+    def running_by_owner(self, owners: Sequence[str], *, but_not: str | None = None) -> dict[str, int]:
+        """Return how many trials each of these workers runs now, of all campaigns or of all but one."""
+        query: dict[str, Any] = {"state": "running", "lease.owner": {"$in": list(owners)}}
+        if but_not is not None:
+            query["campaign"] = {"$ne": but_not}
         rows = self._trials.aggregate(
             [
-                {"$match": {"state": "running", "lease.owner": {"$in": list(owners)}}},
+                {"$match": query},
                 {"$group": {"_id": "$lease.owner", "n": {"$sum": 1}}},
             ]
         )

@@ -43,6 +43,35 @@ def test_a_wrong_campaign_file(
     assert store.campaigns.find() == []
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--workers", "-1"],
+        ["--slots-per-device", "0"],
+        ["--devices", "gpu one"],
+        ["--workers", "many"],
+        ["--detach", "--out", "tables"],
+        ["--set", "budget"],
+    ],
+)
+def test_wrong_options_write_nothing(run_cli: Cli, store: MongoStore, tmp_path: Path, options: list[str]) -> None:
+    done = run_cli("launch", str(write_campaign(tmp_path)), *options)
+    assert done.returncode == 2
+    assert done.stderr.strip()
+    assert store.campaigns.find() == []
+
+
+def test_a_device_that_is_not_there_is_said_when_nothing_can_work(
+    run_cli: Cli, store: MongoStore, tmp_path: Path
+) -> None:
+    file = str(write_campaign(tmp_path))
+    for detach in ([], ["--detach"]):
+        done = run_cli("launch", file, "--devices", "977", *detach, CUDA_VISIBLE_DEVICES="")
+        assert done.returncode == 1
+        assert "there is no GPU 977 here" in done.stderr.splitlines()[-1]
+    assert store.trials.counts("sine") == {}
+
+
 def test_a_file_that_is_missing_or_no_yaml(run_cli: Cli, tmp_path: Path) -> None:
     done = run_cli("launch", "nowhere.yaml")
     assert done.returncode == 2

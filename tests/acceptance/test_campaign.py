@@ -191,7 +191,7 @@ def test_pause_and_cancel(run_cli: Cli, store: MongoStore, store_uri: str, tmp_p
         until(lambda: store.campaigns.find() and store.leaders.leader("sine"))
         assert run_cli("pause", "sine").stdout == "campaign 'sine' is paused\n"
         assert run_cli("pause", "sine").stdout == "campaign 'sine' was paused already\n"
-        launch.wait(30)
+        assert launch.wait(30) == 7
     with background(tmp_path, store_uri, "resume", "sine", "--workers", "1") as resume:
         until(lambda: store.trials.counts("sine").get(TrialState.RUNNING) == 1)
         assert run_cli("cancel", "sine").returncode == 0
@@ -201,6 +201,82 @@ def test_pause_and_cancel(run_cli: Cli, store: MongoStore, store_uri: str, tmp_p
     assert refused.returncode == 2
     assert "is cancelled" in one_line(refused.stderr)
     assert [e["action"] for e in store.campaigns.events("sine")] == ["create", "paused", "running", "cancelled"]
+
+
+def test_pause_lets_running_trials_end(run_cli: Cli, store: MongoStore, store_uri: str, tmp_path: Path) -> None:
+    file = write_campaign(tmp_path, objective="objectives:gated")
+    with background(tmp_path, store_uri, "launch", str(file), "--workers", "2") as launch:
+        until(lambda: store.campaigns.find() and store.trials.counts("sine").get(TrialState.RUNNING) == 2)
+        assert run_cli("pause", "sine").returncode == 0
+        (tmp_path / "go").touch()
+        assert launch.wait(30) == 7
+    counts = store.trials.counts("sine")
+    assert counts[TrialState.FINISHED] == 2
+    assert set(counts) <= {TrialState.FINISHED, TrialState.QUEUED}
+    assert [a.cause for t in store.trials.find("sine") for a in t.attempts] == [None, None]
+
+
+def test_the_objective_is_found_beside_the_file_also_on_resume(
+    run_cli: Cli, store: MongoStore, store_uri: str, tmp_path: Path
+) -> None:
+    (tmp_path / "sub").mkdir()
+    write_campaign(tmp_path / "sub", objective="objectives:gated", budget={"max_trials": 3})
+    with background(tmp_path, store_uri, "launch", "sub/campaign.yaml") as launch:
+        until(lambda: store.campaigns.find() and store.trials.counts("sine").get(TrialState.RUNNING) == 1)
+        launch.send_signal(signal.SIGINT)
+        assert launch.wait(60) == 130
+    (tmp_path / "go").touch()
+    assert run_cli("resume", "sine").returncode == 0
+    assert store.trials.counts("sine") == {TrialState.FINISHED: 3}
+
+
+def test_a_worker_that_cannot_load_the_objective_burns_no_trials_of_a_campaign_that_works_elsewhere(
+    store: MongoStore, store_uri: str, tmp_path: Path
+) -> None:
+    file = write_campaign(tmp_path, objective="objectives:gated", budget={"max_trials": 6})
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "go").touch()
+    with background(tmp_path, store_uri, "launch", str(file), "--workers", "1") as launch:
+        until(lambda: store.campaigns.find() and store.trials.counts("sine").get(TrialState.FINISHED, 0) >= 1)
+        (tmp_path / "go").unlink()
+        with background(elsewhere, store_uri, "worker", "--devices", "cpu", "--once", "--campaign", "sine") as worker:
+            assert worker.wait(60) == 1
+            assert "cannot load the objective of 'sine'" in worker.stderr.read()
+        (tmp_path / "go").touch()
+        assert launch.wait(60) == 0
+    assert store.trials.counts("sine") == {TrialState.FINISHED: 6}
+    lost = [a for t in store.trials.find("sine") for a in t.attempts if a.cause]
+    assert [a.cause for a in lost] == ["lost"]
+
+
+def test_ctrl_c_while_the_store_is_away(tmp_path: Path) -> None:
+    environment = {**os.environ, "AUTOTUNE_HOME": str(tmp_path / "home")}
+    environment.pop("AUTOTUNE_STORE", None)
+
+    def autotune(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "autotune.cli.main", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+
+    file = write_campaign(tmp_path, objective="objectives:gated", budget={"max_trials": 2})
+    launch = subprocess.Popen(
+        [sys.executable, "-m", "autotune.cli.main", "launch", str(file)],
+        cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        until(lambda: '"running": 1' in autotune("status", "sine", "--format", "json").stdout)
+        down = autotune("store", "down")
+        assert "workers serve sine" in down.stderr
+        launch.send_signal(signal.SIGINT)
+        assert launch.wait(60) == 130
+        assert launch.stderr is not None
+        assert "the store does not answer" in launch.stderr.read()
+        (tmp_path / "go").touch()
+        assert autotune("resume", "sine").returncode == 0
+    finally:
+        launch.kill()
+        launch.communicate()
+        autotune("store", "down")
 
 
 def test_the_same_name_with_another_file_is_refused(run_cli: Cli, store: MongoStore, tmp_path: Path) -> None:

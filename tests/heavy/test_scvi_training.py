@@ -50,6 +50,7 @@ def test_result_says_what_it_is(prepared: Any) -> None:
     assert set(result.metrics) == set(WORKLOAD.metrics())
     score = result.metrics["marginal_ll"]
     assert (score.split, score.draws, score.n) == ("validation", 20, n_validation)
+    assert score.estimator == "importance sampling from the posterior (on average an upper bound)"
     assert score.se is not None
     assert score.epoch == result.facts["n_epochs"]
     assert score.value < result.metrics["elbo_validation"].value

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.campaign import apply_override, load_campaign, parse_campaign
 from autotune.errors import CampaignError
-from autotune.local.resolve import as_campaign, callable_name, definition_hash, resolve
+from autotune.local.resolve import as_campaign, callable_name, definition_hash, objective_paths, resolve
 from autotune.yaml_reader import read_yaml
 from workers.reporting import as_float
 
@@ -114,6 +115,13 @@ def test_a_relative_data_path_is_found_beside_the_file_first(tmp_path: Path, mon
     assert (load_campaign(file).data or {})["path"] == str(tmp_path / "files" / "cells.h5ad")
 
 
+def test_json_with_tabs_is_read() -> None:
+    assert read_yaml('{\n\t"a": 1e-4,\n\t"b": [true]\n}', "f") == {"a": 1e-4, "b": [True]}
+    assert read_yaml("{a: 1}", "f") == {"a": 1}
+    with pytest.raises(CampaignError, match="given twice"):
+        read_yaml('{"a": 1, "a": 2}', "f")
+
+
 def test_yaml_reads_numbers_as_people_write_them() -> None:
     assert read_yaml("[1e-4, 1E5, 1.5, .5, 3, -2.0e+3, 0x10, '1e-4', x1e4]", "f") == [
         1e-4, 1e5, 1.5, 0.5, 3, -2000.0, 16, "1e-4", "x1e4",
@@ -144,6 +152,14 @@ def test_the_definition_is_what_counts() -> None:
 def test_a_mapping_may_hold_functions_and_expressions() -> None:
     campaign = as_campaign({**BASE, "objective": as_float})
     assert campaign.objective == "workers.reporting:as_float"
+    assert objective_paths({**BASE, "objective": as_float})[0] == str(Path(__file__).parents[2])
+    assert objective_paths("sub/c.yaml")[0] == str(Path.cwd() / "sub")
+    plain = as_campaign({**BASE, "data": {"path": Path("/a/b")}, "fixed": {"n": np.int64(3), "x": (np.float64(0.5),)}})
+    assert plain.data == {"path": "/a/b"}
+    assert plain.fixed == {"n": 3, "x": [0.5]}
+    for nothing in (None, [1], 3):
+        with pytest.raises(CampaignError, match="a campaign is a file or a mapping"):
+            as_campaign(nothing)  # type: ignore[arg-type]
     for wrong in (lambda trial: 0.0, BASE.get):
         with pytest.raises(CampaignError, match="not importable"):
             callable_name(wrong)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,39 @@ def test_facts_warn_of_donors_in_both_parts_and_of_batches_never_trained(tmp_pat
     split = {"validation": 0.5, "by": "donor_id"}
     grouped = facts(prepare_cells(data, split), split)
     assert any("only held out" in text for text in grouped["data"]["warnings"])
+    assert not any("both parts" in text for text in grouped["data"]["warnings"])
     assert grouped["split"]["validation_groups"] in (["x"], ["y"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "by", "warning"),
+    [
+        ({"Donor ID": "xyxyxyxy"}, None, "groups of Donor ID have cells in both parts: split.by: Donor ID keeps"),
+        ({"sampleID": "xyxyxyxy", "mouse-id": "xyxyxyxy"}, None, "groups of mouse-id, sampleID have"),
+        ({"Patient": "xyxyxyxy"}, "site", "in both parts, as split.by is site: split.by: Patient keeps"),
+        ({"participant.id": "x-------"}, "site", None),
+        ({"SUBJECT": "xxxxxxxx"}, None, "groups of SUBJECT have cells in both parts: there is only one group"),
+        ({"donor": "xxxxxxxx", "animal": "xyxyxyxy"}, None, "groups of donor, animal have .*: split.by: animal keeps"),
+        ({"Sample": "abcdefgh"}, None, None),
+        ({"Individual": "xxxxyyyy"}, "site", None),
+        ({"Individual": "xxxxyyyy"}, "Individual", None),
+        ({"donors_seen": "xyxyxyxy"}, None, None),
+    ],
+)
+def test_every_column_of_donors_in_both_parts_is_said(
+    tmp_path: Path, columns: dict[str, str], by: str | None, warning: str | None
+) -> None:
+    obs = pandas.DataFrame({"site": list("ppppqqqq")}, index=[f"c{i}" for i in range(8)])
+    for name, values in columns.items():
+        obs[name] = pandas.Categorical([None if value == "-" else value for value in values])
+    anndata.AnnData(X=np.ones((8, 2), dtype=np.float32), obs=obs).write_h5ad(tmp_path / "a.h5ad")
+    split = {"validation": 0.5, "by": by}
+    found = facts(prepare_cells({"path": str(tmp_path / "a.h5ad")}, split), split)["data"]["warnings"]
+    if warning is None:
+        assert found == []
+    else:
+        assert len(found) == 1
+        assert re.search(warning, found[0])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from autotune.cli.output import fitting, plain, show
 from autotune.cli.progress import describe, duration
 from autotune.cli.query import hint
 from autotune.errors import CampaignError, NotFoundError, StoreError, StoreUnreachableError, WorkerError
-from autotune.local.session import Progress
+from autotune.local.follow import Progress
 from autotune.store.base import CampaignRecord
 from autotune.trial import CampaignState, Trial, TrialState
 

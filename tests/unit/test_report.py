@@ -186,6 +186,64 @@ def test_run_time() -> None:
     }
 
 
+def spans(*attempts: tuple[float, float | None]) -> list[Trial]:
+    """One trial per attempt, from second to second; None: it runs."""
+    made = []
+    for number, (first, last) in enumerate(attempts):
+        start, end = START + timedelta(seconds=first), None if last is None else START + timedelta(seconds=last)
+        tried = Attempt(token="t", owner="w", started_at=start, ended_at=end)
+        state = TrialState.RUNNING if end is None else TrialState.FINISHED
+        made.append(trial(number, 1.0, state, attempts=(tried,), started_at=start, ended_at=end))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("attempts", "idle"),
+    [
+        ([(0, 60), (641, 700)], "0:09:41"),
+        ([(0, 60), (30, 50), (50, 700)], None),
+        ([(0, 10), (40, 50), (45, 60), (90, 100)], "0:01:00"),
+        ([(0, 100), (109, 120)], None),
+        ([(0, 1000), (1040, 2000)], None),
+        ([(0, 60), (70, None), (641, 700)], None),
+        ([(0, None)], None),
+        ([], None),
+    ],
+    ids=["pause", "overlap", "two gaps", "short gap", "small share", "running", "no end", "no trial"],
+)
+def test_pauses_in_the_wall_time_are_said(attempts: list[tuple[float, float | None]], idle: str | None) -> None:
+    text = "\n".join(Report(campaign=campaign(), trials=spans(*attempts)).caption)
+    if idle is None:
+        assert "Wall time" not in text
+    else:
+        assert f"Wall time includes {idle} in which no trial ran." in text
+
+
+def test_time_between_attempts_of_one_trial_is_a_pause() -> None:
+    first, second = (one.attempts[0] for one in spans((0, 60), (641, 700)))
+    one = trial(0, 1.0, attempts=(first, second), started_at=first.started_at, ended_at=second.ended_at)
+    assert run_time(campaign(), [one])["wall time"].tolist() == ["0:11:40"]
+    assert any("includes 0:09:41" in line for line in Report(campaign=campaign(), trials=[one]).caption)
+
+
+def test_trials_without_attempts_ran_from_start_to_end() -> None:
+    kept = [trial(0, 1.0, started_at=START, ended_at=START + timedelta(hours=1))]
+    assert not any("Wall time" in line for line in Report(campaign=campaign(), trials=kept).caption)
+
+
+@pytest.mark.parametrize(
+    ("values", "epochs"),
+    [
+        ({"spec": {"fixed": {"max_epochs": 50}}, "facts": {"settings": {"max_epochs": 400}}}, 50),
+        ({"facts": {"settings": {"max_epochs": 400}}}, 400),
+        ({"facts": {"settings": {"max_epochs": 400}}, "space": {"max_epochs": {"int": [1, 9]}}}, None),
+        ({}, None),
+    ],
+)
+def test_max_epochs_are_the_default_where_not_fixed(values: dict[str, Any], epochs: int | None) -> None:
+    assert run_time(campaign(**values), [])["max epochs"].tolist() == [epochs]
+
+
 def test_what_a_function_without_data_has_not_is_a_dash() -> None:
     report = Report(campaign=campaign(), trials=[trial(0, 1.0)])
     assert report.run_time.iloc[0].tolist() == [None] * 7
@@ -210,7 +268,7 @@ def test_caption_says_what_the_score_is() -> None:
     for part in (
         "loss (lower is better), importance sampling, 100 draws, measured on the validation part,",
         "after 12 to 248 epochs",
-        "averaged over 751 cells",
+        "on 751 cells",
         "standard error 0.25",
         "whole groups of donor held out together, seed 3",
         "train 2254 cells (75%), validation 751 cells (25%), sha256 cdcdcdcdcdcd",

@@ -28,7 +28,7 @@ DEFINITIONS: list[tuple[Any, str]] = [
     ({"lr": {"int": [1.5, 3]}}, "lower bound 1.5 is not a whole number"),
     ({"lr": {"int": [1, 2**60]}}, r"is beyond 2\*\*53"),
     ({"lr": {"int": [True, 3]}}, "lower bound true is not a number"),
-    ({"lr": {"float": ["1e-4", 1]}}, r'lower bound "1e-4" is not a number; .* as text, write 0.0001'),
+    ({"lr": {"float": ["1e-4", 1]}}, r'lower bound "1e-4" is not a number; it is text, write 0.0001 without quotes'),
     ({"lr": {"float": ["low", 1]}}, 'lower bound "low" is not a number$'),
     ({"lr": {"float": [math.nan, 1]}}, "lower bound nan is not a finite number"),
     ({"lr": {"float": [0, math.inf]}}, "upper bound inf is not a finite number"),

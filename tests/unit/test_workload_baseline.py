@@ -44,6 +44,8 @@ def test_types_that_differ_are_told_apart(prepared: Any) -> None:
     assert score.se is not None
     assert 0 <= score.se < 0.1
     assert (score.split, score.n) == ("validation", len(prepared.prepared.split.validation))
+    assert score.draws is None
+    assert score.estimator == "mean F1 of 3 classes (se by 200 bootstrap draws)"
     assert result.facts["n_genes_used"] == 50
     assert result.facts["converged"] is True
     assert sent == [(1, {"macro_f1": score.value, "accuracy": result.metrics["accuracy"].value})]

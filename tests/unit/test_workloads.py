@@ -71,7 +71,7 @@ def test_default_space_of_scvi_is_the_published_one() -> None:
         ({"max_epochs": 1.5}, "whole number"),
         ({"max_epochs": True}, "whole number"),
         ({"max_epochs": None}, "not null"),
-        ({"lr": "1e-3"}, r"write 1\.0e-3"),
+        ({"lr": "1e-3"}, r"> 0, not '1e-3' \(text: write a number"),
         ({"lr": float("nan")}, "must be a number > 0"),
         ({"lr": 0}, "must be a number > 0"),
         ({"dropout_rate": 1.0}, "< 1"),

@@ -46,7 +46,7 @@ class Field:
         if self.kind == "bool":
             return None if isinstance(value, bool) else f"must be true or false, not {value!r}"
         if isinstance(value, bool) or not isinstance(value, numbers.Integral if self.kind == "int" else numbers.Real):
-            hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if _is_number_text(value) else ""
+            hint = " (text: write a number, without quotes)" if _is_number_text(value) else ""
             return f"must be {self._wanted()}, not {value!r}{hint}"
         number = float(value)
         good = (

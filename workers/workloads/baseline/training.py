@@ -48,14 +48,22 @@ def run_trial(trial: Trial, cells: LabelledCells, config: Mapping[str, Any]) -> 
     draws = config["bootstrap_draws"]
     f1_se, accuracy_se = bootstrap_se(truth, predicted, n_classes, draws=draws, seed=trial.seed)
     trial.report(1, **values)
-    what = {"split": "validation", "draws": draws, "epoch": None, "n": len(truth)}
+    by = f"se by {draws} bootstrap draws"
     return Result(
         metrics={
             "macro_f1": Metric(
-                value=values["macro_f1"], se=f1_se, estimator=f"mean F1 of {n_classes} classes, se by bootstrap", **what
+                value=values["macro_f1"],
+                se=f1_se,
+                split="validation",
+                estimator=f"mean F1 of {n_classes} classes ({by})",
+                n=len(truth),
             ),
             "accuracy": Metric(
-                value=values["accuracy"], se=accuracy_se, estimator="share of right labels, se by bootstrap", **what
+                value=values["accuracy"],
+                se=accuracy_se,
+                split="validation",
+                estimator=f"share of right labels ({by})",
+                n=len(truth),
             ),
         },
         facts={

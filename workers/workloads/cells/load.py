@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from workers.workloads.cells.genes import top_variance
 from workers.workloads.cells.spec import DataSpec
 
 _CHUNK = 1 << 22  # entries checked at a time, 32 MB of float64
+_BEINGS = ("donor", "patient", "individual", "subject", "participant", "mouse", "animal", "sample")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,8 @@ class Cells:
         genes: Names of the chosen genes, length ``n_genes``.
         obs: Chosen columns of ``obs``: column -> text values, shape ``(n_cells,)``.
         obs_columns: Names of all columns of ``obs``.
+        people: Columns of ``obs`` named like donors, samples and so on, donors first: column -> number of the group,
+            -1 where there is none, shape ``(n_cells,)``.
         filled: False for cells without any count in the chosen genes, shape ``(n_cells,)``.
         n_genes_total: Number of genes in the file.
         sha256: Content hash of the file.
@@ -40,6 +44,7 @@ class Cells:
     genes: tuple[str, ...]
     obs: dict[str, npt.NDArray[np.str_]]
     obs_columns: tuple[str, ...]
+    people: dict[str, npt.NDArray[np.int32]]
     filled: npt.NDArray[np.bool_]
     n_genes_total: int
     sha256: str
@@ -77,6 +82,7 @@ def load_cells(spec: DataSpec, *, columns: Iterable[str | None] = ()) -> Cells:
         genes=tuple(chosen),
         obs={name: _column(spec, obs, name) for name in wanted},
         obs_columns=tuple(str(name) for name in obs.columns),
+        people=_people(obs),
         filled=np.diff(matrix.indptr) > 0,
         n_genes_total=len(gene_names),
         sha256=digest,
@@ -238,3 +244,11 @@ def _column(spec: DataSpec, obs: Any, name: str) -> npt.NDArray[np.str_]:
     if missing:
         raise DataError(f"{spec.path.name}: {missing} cells have no value in obs column {name!r}: drop or fill them")
     return np.asarray(obs[name].astype(str), dtype=str)
+
+
+def _people(obs: Any) -> dict[str, npt.NDArray[np.int32]]:
+    """Return `Cells.people`: the columns whose name, whatever its case and signs, is that of a being, or of its id."""
+    ranks = {name: rank for rank, being in enumerate(_BEINGS) for name in (being, f"{being}id")}
+    plain = {name: re.sub(r"[^a-z0-9]", "", str(name).lower()) for name in obs.columns}
+    found = sorted((name for name in plain if plain[name] in ranks), key=lambda name: ranks[plain[name]])
+    return {str(name): obs[name].factorize()[0].astype(np.int32) for name in found}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +14,6 @@ from workers.workloads.cells.load import Cells, load_cells, matrix_hash
 from workers.workloads.cells.spec import DataSpec, SplitSpec, data_spec, split_spec
 from workers.workloads.cells.splits import CellSplit, split_cells
 
-_PEOPLE = (
-    "donor_id",
-    "donor",
-    "patient_id",
-    "patient",
-    "individual",
-    "subject_id",
-    "subject",
-    "sample_id",
-    "sample",
-)
 _MOST_GROUPS = 50  # names of held-out groups kept in the facts
 
 
@@ -146,12 +135,31 @@ def _warnings(prepared: PreparedCells, how: SplitSpec) -> list[str]:
     empty = int((~cells.filled).sum())
     if empty:
         said.append(f"{empty} cells have no count in the chosen genes and are left out of training and validation")
-    people = [name for name in _PEOPLE if name in cells.obs_columns]
-    if how.by is None and people:
-        said.append(f"cells of one {people[0]} are in both parts: split.by: {people[0]} keeps them together")
+    divided = _divided(cells, split)
+    if divided:
+        said.append(_about_divided(cells, divided, how.by))
     if spec.batch is not None:
         batches = cells.obs[spec.batch]
         unseen = np.setdiff1d(batches[split.validation], batches[split.train])
         if len(unseen):
             said.append(f"{len(unseen)} values of batch {spec.batch} are only held out: their weights are not trained")
     return said
+
+
+def _divided(cells: Cells, split: CellSplit) -> list[str]:
+    """Return the columns of donors, samples and so on of which a group has cells in both parts."""
+    found = []
+    for name, groups in cells.people.items():
+        shared = np.intersect1d(groups[split.train], groups[split.validation])
+        if (shared >= 0).any():
+            found.append(name)
+    return found
+
+
+def _about_divided(cells: Cells, divided: Sequence[str], by: str | None) -> str:
+    """Return a sentence about columns whose groups have cells in both parts, and what to do about it."""
+    text = f"groups of {', '.join(divided)} have cells in both parts" + (f", as split.by is {by}" if by else "")
+    better = next((name for name in divided if cells.people[name].max() > 0), None)
+    if better is None:
+        return f"{text}: there is only one group"
+    return f"{text}: split.by: {better} keeps its groups together"

@@ -20,6 +20,7 @@ from workers.workloads.scvi.likelihood import mean_and_se, score_cells
 from workers.workloads.scvi.n_params import n_params
 from workers.workloads.scvi.quiet import quiet
 
+_IMPORTANCE_SAMPLING = "importance sampling from the posterior (on average an upper bound)"
 _SMALLEST_BATCH = 3  # smaller last batches are skipped, as in scVI of 2019
 
 
@@ -213,9 +214,7 @@ def _scored(trained: Trained, prepared: PreparedCells, config: Mapping[str, Any]
     held_out = score_cells(module, _batches(trained.model, split.validation), draws=draws)
     training = score_cells(module, _batches(trained.model, split.train), draws=1)
     metrics = {
-        "marginal_ll": _metric(
-            -held_out.log_likelihood, "validation", trained, draws, "importance sampling from the posterior"
-        ),
+        "marginal_ll": _metric(-held_out.log_likelihood, "validation", trained, draws, _IMPORTANCE_SAMPLING),
         "elbo_validation": _metric(
             held_out.negative_elbo, "validation", trained, draws, "reconstruction loss + KL, weight 1"
         ),

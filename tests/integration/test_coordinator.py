@@ -1,0 +1,149 @@
+"""The coordinator on a real store: budgets, take-over, and what others do at a bad moment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+
+from autotune.clock import ManualClock
+from autotune.coordinator import Coordinator, Mirror, idle_slots
+from autotune.store.base import CampaignRecord, WorkerRecord
+from autotune.store.mongo import MongoStore
+from autotune.trial import CampaignState, Result, Trial, TrialState
+
+Make = Callable[..., CampaignRecord]
+
+
+def _register(store: MongoStore, slots: int = 1) -> None:
+    store.workers.register(WorkerRecord(id="w", host="h", pid=1, slots=slots))
+
+
+def _run_one(store: MongoStore, campaign: str = "demo") -> Trial | None:
+    trial = store.trials.claim([campaign], owner="w", token=f"t{len(store.trials.find(campaign))}", duration_s=30)
+    if trial is not None and trial.lease is not None:
+        store.trials.finish(
+            trial.lease, Result(score=trial.params["x"], metrics={"loss": {"value": trial.params["x"]}})
+        )
+    return trial
+
+
+def test_one_coordinator_never_yields_to_itself(
+    store: MongoStore, make_campaign: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_campaign(max_trials=10)
+    _register(store)
+    coordinator = Coordinator(store, "demo", ManualClock())
+    with caplog.at_level(logging.INFO, logger="autotune.coordinator"):
+        while coordinator.step() is CampaignState.RUNNING:
+            _run_one(store)
+    actions = [getattr(r, "action", "") for r in caplog.records]
+    assert actions.count("propose") == 10
+    assert "yield" not in actions
+    assert [t.number for t in store.trials.find("demo")] == list(range(10))
+
+
+def test_no_more_are_queued_than_slots_are_idle(store: MongoStore, make_campaign: Make) -> None:
+    make_campaign(max_trials=10)
+    coordinator = Coordinator(store, "demo", ManualClock())
+    coordinator.step()
+    assert store.trials.find("demo") == []
+    _register(store, slots=3)
+    for _ in range(3):
+        coordinator.step()
+    assert store.trials.counts("demo") == {TrialState.QUEUED: 3}
+    store.trials.claim(["demo"], owner="w", token="a", duration_s=30)
+    coordinator.step()
+    assert store.trials.counts("demo") == {TrialState.QUEUED: 2, TrialState.RUNNING: 1}
+
+
+def test_slots_that_serve_other_campaigns_are_not_idle(store: MongoStore, make_campaign: Make) -> None:
+    make_campaign("other")
+    make_campaign(max_trials=10)
+    _register(store, slots=2)
+    Coordinator(store, "other", ManualClock()).step()
+    store.trials.claim(["other"], owner="w", token="a", duration_s=30)
+    Coordinator(store, "demo", ManualClock()).step()
+    assert store.trials.counts("demo") == {TrialState.QUEUED: 1}
+    assert idle_slots({"w": 1, "v": 2}, store.trials.heads("demo")) == 3
+
+
+def test_a_restarted_coordinator_goes_on_with_the_same_proposals(store: MongoStore, make_campaign: Make) -> None:
+    search = {"algorithm": "tpe", "seed": 3, "startup": 4}
+    for name in ("whole", "broken"):
+        make_campaign(name, max_trials=12, search=search)
+    _register(store)
+    whole = Coordinator(store, "whole", ManualClock())
+    while whole.step() is CampaignState.RUNNING:
+        _run_one(store, "whole")
+    state = CampaignState.RUNNING
+    while state is CampaignState.RUNNING:
+        coordinator = Coordinator(store, "broken", ManualClock())
+        state = coordinator.step()
+        _run_one(store, "broken")
+        coordinator.resign()
+    params = [[t.params for t in store.trials.find(name)] for name in ("whole", "broken")]
+    assert params[0] == params[1]
+
+
+def test_what_was_proposed_while_somebody_cancelled_is_dropped(store: MongoStore, make_campaign: Make) -> None:
+    make_campaign(max_trials=10)
+    _register(store, slots=2)
+    coordinator = Coordinator(store, "demo", ManualClock())
+    coordinator.step()
+    store.campaigns.set_state("demo", CampaignState.CANCELLED, expected=[CampaignState.RUNNING])
+    assert store.trials.counts("demo") == {TrialState.QUEUED: 2}
+    assert coordinator.step() is CampaignState.CANCELLED
+    assert store.trials.counts("demo") == {TrialState.CANCELLED: 2}
+
+
+def test_a_pause_just_before_the_end_stands(
+    store: MongoStore, make_campaign: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_campaign(max_trials=1)
+    _register(store)
+    coordinator = Coordinator(store, "demo", ManualClock())
+    coordinator.step()
+    _run_one(store)
+    refresh = Mirror.refresh
+
+    def refresh_then_pause(mirror: Mirror) -> list[Trial]:
+        trials = refresh(mirror)
+        store.campaigns.set_state("demo", CampaignState.PAUSED, expected=[CampaignState.RUNNING])
+        return trials
+
+    monkeypatch.setattr(Mirror, "refresh", refresh_then_pause)
+    coordinator.step()
+    assert coordinator.step() is CampaignState.PAUSED
+    assert store.campaigns.get("demo").state is CampaignState.PAUSED
+
+
+def test_one_leads_and_another_takes_over_when_it_resigns(store: MongoStore, make_campaign: Make) -> None:
+    make_campaign(max_trials=4)
+    _register(store)
+    first, second = (Coordinator(store, "demo", ManualClock()) for _ in range(2))
+    first.step()
+    leader = store.leaders.leader("demo")
+    second.step()
+    assert store.leaders.leader("demo") == leader
+    assert len(store.trials.find("demo")) == 1
+    first.resign()
+    _run_one(store)
+    second.step()
+    assert store.leaders.leader("demo") not in (leader, None)
+    assert [t.number for t in store.trials.find("demo")] == [0, 1]
+
+
+def test_the_same_definition_from_another_place_is_found_there(store: MongoStore, make_campaign: Make) -> None:
+    record = make_campaign()
+    moved = CampaignRecord(
+        name=record.name, spec={**record.spec, "data": {"path": "/new/cells.h5ad"}}, spec_hash=record.spec_hash,
+        space=record.space, metric=record.metric, max_trials=record.max_trials, paths=("/new",),
+    )  # fmt: skip
+    store.connection.database["campaigns"].update_one({"_id": "demo"}, {"$set": {"spec.data": {"path": "/old"}}})
+    assert store.campaigns.create(moved) is False
+    store.campaigns.relocate(moved)
+    found = store.campaigns.get("demo")
+    assert found.spec["data"] == {"path": "/new/cells.h5ad"}
+    assert found.paths == ("/new",)

@@ -1,0 +1,95 @@
+"""What a campaign's space may hold is checked before any trial."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.errors import CampaignError, SpaceError
+from workers import inspection
+from workers.inspection import check_values, inspect
+from workers.workloads.cells.simulate import simulate_cells
+from workers.workloads.registry import get_workload
+
+SCVI = get_workload("scvi")
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"n_latent": {"choice": [-3, 5]}}, "space.n_latent: must be a whole number >= 1, not -3"),
+        ({"n_latent": {"choice": [5, "ten"]}}, "space.n_latent: must be a whole number >= 1, not 'ten'"),
+        ({"n_latent": {"choice": [5, 5.5]}}, "space.n_latent: must be a whole number >= 1, not 5.5"),
+        ({"n_latent": {"choice": [5, {"float": [6, 7]}]}}, "space.n_latent: must be a whole number >= 1, not 6.0"),
+        ({"n_latent": {"choice": [5, [{"int": [6, 6]}]]}}, "space.n_latent: must be a whole number >= 1, not [6]"),
+        ({"n_latent": {"float": [5, 15]}}, "space.n_latent: must be a whole number >= 1, not 5.0"),
+        ({"n_latent": {"float": [5, 15], "step": 1}}, "space.n_latent: must be a whole number >= 1, not 5.0"),
+        ({"n_latent": {"log_float": [5, 15]}}, "space.n_latent: must be a whole number >= 1, not 5.0"),
+        ({"n_latent": {"normal": [10, 1], "step": 1}}, "space.n_latent: must be a whole number >= 1, not 10.0"),
+        ({"n_latent": {"int": [0, 15]}}, "space.n_latent: must be a whole number >= 1, not 0"),
+        ({"n_latent": {"const": None}}, "space.n_latent: must be a whole number >= 1, not null"),
+        ({"n_latent": {"nested": {"a": {"int": [1, 1]}}}}, "space.n_latent: must be a whole number >= 1, not {'a': 1}"),
+        ({"batch_size": {"log_int": [1, 512]}}, "space.batch_size: must be a whole number >= 2, not 1"),
+        ({"lr": {"float": [-1, 5]}}, "space.lr: must be a number > 0, not -1.0"),
+        ({"lr": {"normal": [-1, 0.1]}}, "space.lr: must be a number > 0, not -1.0"),
+        ({"lr": {"choice": ["1e-3", 0.01]}}, "not '1e-3' (text: write a number, without quotes)"),
+        ({"dropout_rate": {"float": [0, 1]}}, "space.dropout_rate: must be a number >= 0 and < 1, not 1.0"),
+        ({"reconstruction_loss": {"choice": ["zinb", "znb"]}}, "must be one of zinb, nb, not 'znb'"),
+    ],
+)
+def test_values_that_would_fail_each_trial_are_refused(space: dict[str, Any], message: str) -> None:
+    with pytest.raises(CampaignError) as caught:
+        check_values(SCVI, space)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        SCVI.default_space(),
+        {"n_latent": {"log_int": [1, 64], "step": 2}, "lr": {"log_normal": [-7, 1]}},
+        {"n_latent": {"choice": [{"int": [2, 4]}, 10]}, "lr": {"choice": [1, 0.5]}},
+        {"dropout_rate": {"float": [0, 1], "step": 0.3}, "lr": {"normal": [0.01, 0.001]}},
+        {"lr": {"log_float": [1e-4, 1e-2]}, "n_epochs_kl_warmup": {"choice": [None, 10]}},
+    ],
+)
+def test_values_that_are_right_pass(space: dict[str, Any]) -> None:
+    check_values(SCVI, space)
+
+
+def test_space_that_is_none_says_so() -> None:
+    with pytest.raises(SpaceError, match="parameter 'lr'"):
+        check_values(SCVI, {"lr": {"flaot": [0, 1]}})
+
+
+def test_campaign_is_refused_before_its_data_are_read() -> None:
+    campaign = {"objective": "scvi", "data": {"path": "no.h5ad"}, "space": {"n_latent": {"choice": [-3, "ten"]}}}
+    with pytest.raises(CampaignError, match=r"space\.n_latent"):
+        inspect(campaign)
+
+
+def test_program_prints_the_error_as_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    campaign = {"objective": "scvi", "space": {"lr": {"float": [-1, 5]}}}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(campaign)))
+    inspection.main()
+    answer = json.loads(capsys.readouterr().out)
+    assert answer == {"error": "CampaignError", "message": "space.lr: must be a number > 0, not -1.0"}
+
+
+def test_right_campaign_gives_facts(tmp_path: Path) -> None:
+    simulate_cells(60, 20, 2).write_h5ad(tmp_path / "a.h5ad")
+    campaign = {
+        "objective": "baseline",
+        "data": {"path": str(tmp_path / "a.h5ad"), "labels": "cell_type"},
+        "space": {"C": {"log_float": [0.01, 1]}},
+    }
+    found = inspect(campaign)
+    assert found["facts"]["settings"]["max_iter"] == 1000
+    assert found["facts"]["data"]["n_cells"] == 60
