@@ -8,6 +8,7 @@ normal kinds it is the multiple of ``step``, so that index 3 of step 0.5 is the 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -84,14 +85,14 @@ def floor_index(value: float) -> int:
     return math.floor(value) if near is None else near
 
 
-class Parameter:
+class Parameter(ABC):
     """One parameter definition: what may stand at one place of a configuration."""
 
     kind: ClassVar[str]
 
+    @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Return the plain JSON definition."""
-        raise NotImplementedError
 
     def __eq__(self, other: object) -> bool:
         """Compare by definition, with JSON types kept apart (True is not 1)."""
@@ -107,14 +108,14 @@ class Numeric(Parameter):
     """A parameter whose values are numbers."""
 
     @property
+    @abstractmethod
     def quantised(self) -> bool:
         """Whether the values lie on a grid, so that each has an index."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def limits(self) -> tuple[int, int] | None:
         """First and last index, inclusive; None if there is no last one or the kind is not quantised."""
-        raise NotImplementedError
 
     @property
     def size(self) -> int | None:
@@ -122,33 +123,33 @@ class Numeric(Parameter):
         limits = self.limits
         return None if limits is None else limits[1] - limits[0] + 1
 
+    @abstractmethod
     def at(self, index: int) -> Number:
         """Return the value of an index (quantised kinds only)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def index(self, value: Number) -> int:
         """Return the index of an allowed value (quantised kinds only)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def nearest(self, raw: float) -> Number:
         """Return the allowed value nearest to ``raw``.
 
         Args:
             raw: An index for a quantised kind (any real number), else a value.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def sample(self, rng: np.random.Generator) -> Number:
         """Draw a value from the prior."""
-        raise NotImplementedError
 
+    @abstractmethod
     def normalise(self, value: Any) -> Number:
         """Return ``value`` in the type of this kind.
 
         Raises:
             SpaceError: Not a number, out of range, or not on the grid.
         """
-        raise NotImplementedError
 
     def _clip(self, raw: float) -> int:
         index = round(raw)
