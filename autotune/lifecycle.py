@@ -6,7 +6,8 @@ expects and the state that it leads to are read from here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from autotune.errors import StateError
@@ -20,6 +21,7 @@ class Event(StrEnum):
     RENEW = "renew"
     REPORT = "report"
     FINISH = "finish"
+    DELIVER = "deliver"
     FAIL = "fail"
     RELEASE = "release"
     PRUNE = "prune"
@@ -36,6 +38,7 @@ MOVES: dict[Event, tuple[frozenset[TrialState], TrialState]] = {
     Event.RENEW: (frozenset({_S.RUNNING}), _S.RUNNING),
     Event.REPORT: (frozenset({_S.RUNNING}), _S.RUNNING),
     Event.FINISH: (frozenset({_S.RUNNING}), _S.FINISHED),
+    Event.DELIVER: (frozenset({_S.QUEUED}), _S.FINISHED),
     Event.FAIL: (frozenset({_S.RUNNING}), _S.FAILED),
     Event.RELEASE: (frozenset({_S.RUNNING}), _S.QUEUED),
     Event.PRUNE: (frozenset({_S.RUNNING, _S.PAUSED}), _S.PRUNED),
@@ -47,10 +50,29 @@ MOVES: dict[Event, tuple[frozenset[TrialState], TrialState]] = {
 """Event -> (states it is allowed in, state it leads to)."""
 
 FENCED = frozenset({Event.RENEW, Event.REPORT, Event.FINISH, Event.FAIL, Event.RELEASE, Event.PAUSE})
-"""Events that only the holder of the trial's lease may cause (a reaper releases for a holder that is gone)."""
+"""Events that only the holder of the trial's lease may cause (a reaper releases for a holder that is gone).
 
-MAX_KILLED_ATTEMPTS = 5
-"""So many attempts of one trial may end by a kill of its process before the trial counts as failed."""
+`DELIVER` is fenced too, though there is no lease any more: the result of an attempt whose lease ran out counts while
+that attempt is still the trial's last one.
+"""
+
+KILLED = "killed"
+"""Key of `Trial.ends` for attempts whose process was killed while its worker lived."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """How often a trial is tried again by itself.
+
+    Attributes:
+        retries: Cause -> number of attempts that may end for it before the trial fails. Losing a worker and being
+            preempted are not in it: they never use up anything.
+        max_kills: So many attempts may end by a kill of the training's process, by nobody knows whom, before the
+            trial fails; 0: no limit.
+    """
+
+    retries: Mapping[str, int] = field(default_factory=lambda: {str(Cause.OUT_OF_MEMORY): 1})
+    max_kills: int = 5
 
 
 def sources(event: Event) -> list[str]:
@@ -75,19 +97,20 @@ def move(state: TrialState, event: Event) -> TrialState:
     return after
 
 
-def after_attempt(cause: Cause, *, killed_before: int = 0, process_killed: bool = False) -> Event:
+def after_attempt(cause: Cause, *, ends: Mapping[str, int], process_killed: bool = False, policy: RetryPolicy) -> Event:
     """Return what happens to a trial whose attempt ended for `cause`.
 
     Losing a worker or being preempted gives the trial back, without limit. A training process that something
-    killed while its worker lived goes back too, but not for ever: after `MAX_KILLED_ATTEMPTS` such attempts the
-    trial fails, since a training that gets itself killed each time would otherwise run for ever.
+    killed while its worker lived goes back too, but not for ever: a training that gets itself killed each time would
+    otherwise run for ever.
 
     Args:
         cause: Why the attempt ended.
-        killed_before: Number of earlier attempts of this trial whose process was killed.
+        ends: How earlier attempts ended, as in `Trial.ends`.
         process_killed: Whether this attempt's process was killed while its worker lived.
+        policy: How often a trial is tried again.
     """
-    if cause is Cause.LOST and process_killed and killed_before + 1 >= MAX_KILLED_ATTEMPTS:
+    if cause is Cause.LOST and process_killed and 0 < policy.max_kills <= ends.get(KILLED, 0) + 1:
         return Event.FAIL
     if cause in (Cause.LOST, Cause.PREEMPTED):
         return Event.RELEASE
@@ -95,6 +118,8 @@ def after_attempt(cause: Cause, *, killed_before: int = 0, process_killed: bool 
         return Event.CANCEL
     if cause is Cause.SCHEDULE:
         return Event.PRUNE
+    if ends.get(cause, 0) < policy.retries.get(cause, 0):
+        return Event.RELEASE
     return Event.FAIL
 
 

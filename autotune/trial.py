@@ -31,6 +31,13 @@ class CampaignState(StrEnum):
     CANCELLED = "cancelled"
 
 
+class Origin(StrEnum):
+    """Who chose a trial's configuration."""
+
+    SEARCH = "search"
+    PERSON = "person"
+
+
 class Cause(StrEnum):
     """Why an attempt ended without a result."""
 
@@ -43,6 +50,9 @@ class Cause(StrEnum):
     STOPPED = "stopped"
     SCHEDULE = "stopped-by-schedule"
 
+
+DETERMINISTIC = frozenset({Cause.OUT_OF_MEMORY, Cause.NOT_A_NUMBER, Cause.ERROR, Cause.TIMEOUT})
+"""Causes that lie in the configuration and would come again: the search learns from them."""
 
 ACTIVE_STATES = frozenset({TrialState.QUEUED, TrialState.RUNNING, TrialState.PAUSED})
 """States in which a trial still has something to do."""
@@ -141,6 +151,9 @@ class Attempt:
         exit_code: Exit code of the child; negative for a signal.
         timing: Seconds spent per phase.
         late_result: What it sent after its lease was gone: kept, never used as the trial's result.
+        share: The part of its device that it had: 1 over the number of slots on that device.
+        versions: Versions of the packages of its worker.
+        mismatch: In which points its worker differed from the campaign, where that was allowed.
     """
 
     token: str
@@ -156,6 +169,9 @@ class Attempt:
     exit_code: int | None = None
     timing: Mapping[str, float] = field(default_factory=dict)
     late_result: Mapping[str, Any] | None = None
+    share: float = 1.0
+    versions: Mapping[str, str] = field(default_factory=dict)
+    mismatch: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +187,12 @@ class Trial:
         seed: Seed of the training, from (campaign seed, number).
         fold: Cross-validation fold.
         replicate: Repetition of the configuration.
-        attempts: All tries, oldest first.
+        origin: Who chose the configuration.
+        attempts: The last tries, oldest first; of very many only the last 64 are kept.
+        claims: Number of all tries.
+        ends: Cause -> number of attempts that ended for it since the trial was last retried by a person; ``killed``
+            counts those whose process was killed while its worker lived.
+        alone: Whether its next attempt needs its device for itself: the last one ran out of memory.
         lease: The lease of the running attempt, or None.
         score: Value of the campaign's metric, or None.
         metrics: As in `Result`.
@@ -189,7 +210,11 @@ class Trial:
     seed: int = 0
     fold: int = 0
     replicate: int = 0
+    origin: Origin = Origin.SEARCH
     attempts: tuple[Attempt, ...] = ()
+    claims: int = 0
+    ends: Mapping[str, int] = field(default_factory=dict)
+    alone: bool = False
     lease: Lease | None = None
     score: float | None = None
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

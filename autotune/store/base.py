@@ -6,13 +6,23 @@ that raises `StoreUnreachableError` may or may not have written; calling it agai
 **One owner.** Every write to a running trial (`renew`, `report`, `finish`, `fail`, `release`) carries the lease's
 token in the filter of the same atomic operation. A writer whose token is no longer the trial's gets
 `LeaseLostError`; a result that came that way is kept beside the attempt as its late result, never over the trial's.
+One exception saves work without breaking the fence: a result of an attempt whose lease ran out is accepted while the
+trial is queued and that attempt is still its last one (`lifecycle.Event.DELIVER`). Nobody else has begun by then; the
+moment another attempt begins, the filter of the write does not match any more.
 
 **The store's clock alone judges leases.** No method takes a time from the caller. A lease runs out `duration_s`
 after it was given or last renewed, on the clock of the database. Running out changes nothing by itself: the holder
 keeps its trial until `reap` gives it back. So a holder that was slow, while nobody else took the trial, still wins.
 
 **Moves are those of `autotune.lifecycle`.** Each write names the states that it expects and says whether it won.
-Finished trials never change.
+Finished trials never change. Failed and cancelled ones change only when a person retries them.
+
+**Steering leaves traces.** What a person does to a campaign from outside its coordinator (`extend`, `retry`, a trial
+proposed by hand) raises the campaign's ``revision``, by which a coordinator knows that trials which had ended may have
+changed, and is written down in ``events``.
+
+**Attempts are bounded.** A trial keeps its last 64 attempts; ``claims`` counts all, ``ends`` counts their causes since
+the trial was last retried by a person.
 
 **Numbers and configurations are unique** within a campaign; `propose` raises `DuplicateError` for either, and has
 then written nothing. With numbers limited to ``0 .. max_trials - 1`` that makes the budget exact whatever number of
@@ -25,15 +35,17 @@ coordinators runs.
 Collections (each document has a ``schema_version``; validators and indexes are in `autotune.store.schema`):
 
 ``campaigns``  ``_id`` = name; ``state``, ``message``, ``spec`` (the campaign file), ``spec_hash``, ``space``
-               (resolved), ``metric``, ``facts`` (of data and split), ``paths``, ``max_trials``, ``created_at``,
-               ``ended_at``
+               (resolved), ``metric``, ``facts`` (of data and split), ``paths``, ``environment`` (versions and hash of
+               the objective's source at launch), ``max_trials``, ``max_hours``, ``max_device_hours``, ``revision``,
+               ``ran_s`` and ``running_since`` (time spent in state running), ``created_at``, ``ended_at``
 ``trials``     ``campaign``, ``number``, ``fold``, ``replicate``, ``params``, ``config_hash``, ``state``, ``seed``,
                ``lease`` (``owner``, ``token``, ``duration_s``, ``expires_at``) while it runs, ``attempts`` (each with
-               ``token``, ``owner``, ``host``, ``device``, times, ``cause`` ...), ``score``, ``metrics``, ``facts``,
-               ``proposed_at``, ``started_at``, ``ended_at``
+               ``token``, ``owner``, ``host``, ``device``, ``share``, ``versions``, ``mismatch``, times, ``cause`` ...),
+               ``claims``, ``ends``, ``alone``, ``origin``, ``score``, ``metrics``, ``facts``, ``proposed_at``,
+               ``started_at``, ``ended_at``
 ``reports``    ``campaign``, ``number``, ``step``, ``attempt``, ``metrics``, ``at``
 ``workers``    ``_id`` = worker id; ``host``, ``pid``, ``slots``, ``devices``, ``campaigns`` (null: all),
-               ``state``, ``seen_at``
+               ``versions``, ``refusals`` (campaign -> why it does not serve it), ``state``, ``seen_at``
 ``leaders``    ``_id`` = campaign; ``owner``, ``expires_at``: the coordinator that proposes
 ``events``     audit: ``campaign``, ``at``, ``action``, ``who``, ``detail``
 """
@@ -62,7 +74,12 @@ class CampaignRecord:
         metric: ``{"name": ..., "mode": "min" | "max"}``.
         facts: What was found in the data and the split at launch.
         paths: Folders on the launching machine where the objective's module lies; not part of the definition.
-        max_trials: The budget.
+        environment: ``{"versions": {...}, "objective_hash": ...}`` of the launching machine.
+        max_trials: The budget in trials.
+        max_hours: The budget in hours in which the campaign runs (pauses do not count), or None.
+        max_device_hours: The budget in hours of devices, or None.
+        revision: Raised by each change of trials that did not come from the campaign's own coordinator.
+        used_s: Seconds that it has been in state running, as of the reading.
         created_at: On the database's clock.
         ended_at: On the database's clock, or None.
     """
@@ -76,7 +93,12 @@ class CampaignRecord:
     metric: Mapping[str, str]
     facts: Mapping[str, Any] = field(default_factory=dict)
     paths: tuple[str, ...] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
     max_trials: int
+    max_hours: float | None = None
+    max_device_hours: float | None = None
+    revision: int = 0
+    used_s: float = field(default=0.0, compare=False)
     created_at: datetime | None = None
     ended_at: datetime | None = None
 
@@ -93,6 +115,7 @@ class WorkerRecord:
         devices: What its slots run on.
         campaigns: Names that it serves, or None for all.
         versions: Versions of the packages that matter.
+        refusals: Campaign -> why this worker does not serve it.
         state: ``active`` or ``stopped``.
         started_at: On the database's clock.
         seen_at: When it was last heard of.
@@ -105,6 +128,7 @@ class WorkerRecord:
     devices: tuple[str, ...] = ()
     campaigns: tuple[str, ...] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    refusals: Mapping[str, str] = field(default_factory=dict)
     state: str = "active"
     started_at: datetime | None = None
     seen_at: datetime | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pymongo import ASCENDING, DESCENDING, ReturnDocument
@@ -17,6 +18,37 @@ from autotune.trial import CampaignState
 
 ENDED = frozenset({CampaignState.FINISHED, CampaignState.FAILED, CampaignState.CANCELLED})
 """States in which a campaign needs nothing more."""
+
+
+_RAN_S = {"$ifNull": ["$ran_s", 0.0]}
+_SINCE = {"$ifNull": ["$running_since", "$created_at"]}
+_USED_S = {
+    "$cond": [
+        {"$eq": ["$state", str(CampaignState.RUNNING)]},
+        {"$add": [_RAN_S, {"$divide": [{"$max": [0, {"$subtract": [NOW, _SINCE]}]}, 1000]}]},
+        _RAN_S,
+    ]
+}
+"""Seconds that a campaign has been in state running, on the database's clock."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extension:
+    """A larger budget; what is None stays as it is.
+
+    Attributes:
+        max_trials: The new total number of trials.
+        max_hours: The new total of hours in which the campaign runs.
+        max_device_hours: The new total of hours of devices.
+    """
+
+    max_trials: int | None = None
+    max_hours: float | None = None
+    max_device_hours: float | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields that change."""
+        return {key: value for key, value in vars(self).items() if value is not None}
 
 
 class Campaigns:
@@ -39,7 +71,7 @@ class Campaigns:
         """
         before = self._campaigns.find_one_and_update(
             {"_id": record.name},
-            insert_only(campaign_document(record), {"created_at": NOW}),
+            insert_only(campaign_document(record), {"created_at": NOW, "running_since": NOW}),
             upsert=True,
             return_document=ReturnDocument.BEFORE,
             projection={"spec_hash": 1, "schema_version": 1},
@@ -61,7 +93,7 @@ class Campaigns:
         Raises:
             NotFoundError: If there is none of that name; names the nearest.
         """
-        document = self._campaigns.find_one({"_id": name})
+        document = next(self._read({"_id": name}), None)
         if document is None:
             names = [d["_id"] for d in self._campaigns.find({}, {"_id": 1}).limit(1000)]
             hint = nearest(name, names) if names else "; the store has no campaigns"
@@ -72,13 +104,15 @@ class Campaigns:
     def find(self, states: Iterable[CampaignState] | None = None) -> list[CampaignRecord]:
         """Return campaigns, newest first; all of them or those in `states`."""
         query: dict[str, Any] = {} if states is None else {"state": {"$in": sorted(states)}}
-        found = self._campaigns.find(query).sort([("created_at", DESCENDING), ("_id", ASCENDING)])
-        return [campaign_record(d) for d in found]
+        return [campaign_record(d) for d in self._read(query, {"$sort": {"created_at": DESCENDING, "_id": ASCENDING}})]
+
+    def _read(self, query: Mapping[str, Any], *stages: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        return iter(self._campaigns.aggregate([{"$match": query}, {"$addFields": {"used_s": _USED_S}}, *stages]))
 
     @mapped
     def relocate(self, record: CampaignRecord) -> None:
-        """Take over where data and objective lie from a launch of the same definition from another place."""
-        changes: dict[str, Any] = {"paths": list(record.paths)}
+        """Take over from a launch of the same definition where data and objective lie, and what versions they have."""
+        changes: dict[str, Any] = {"paths": list(record.paths), "environment": dict(record.environment)}
         path = (record.spec.get("data") or {}).get("path")
         if path is not None:
             changes["spec.data.path"] = path
@@ -111,7 +145,11 @@ class Campaigns:
             StateError: If it is in a state that was not expected.
         """
         ended: Any = NOW if state in ENDED else None
-        update = [{"$set": {"state": str(state), "message": literal(message), "ended_at": ended}}]
+        since: Any = NOW if state is CampaignState.RUNNING else None
+        update = [
+            {"$set": {"ran_s": _USED_S}},
+            {"$set": {"state": str(state), "message": literal(message), "ended_at": ended, "running_since": since}},
+        ]
         wanted = [str(s) for s in expected if s != state]
         done = self._campaigns.update_one({"_id": name, "state": {"$in": wanted}}, update)
         if done.modified_count:
@@ -121,6 +159,30 @@ class Campaigns:
         if found.state == state:
             return False
         raise StateError(f"campaign '{name}' is {found.state}{': ' + found.message if found.message else ''}")
+
+    @mapped
+    def extend(self, name: str, extension: Extension, who: str = "") -> bool:
+        """Give a campaign another budget; return whether that changed anything. Idempotent: totals, not additions.
+
+        Raises:
+            NotFoundError: If there is no such campaign.
+            StateError: If it has more trials already than the new budget allows.
+        """
+        found, fields = self.get(name), extension.fields()
+        if all(getattr(found, key) == value for key, value in fields.items()):
+            return False
+        if "max_trials" in fields:
+            count = self.connection.database["trials"].count_documents({"campaign": name})
+            if count > fields["max_trials"]:
+                raise StateError(f"campaign '{name}' has {count} trials already; give it a budget of at least that")
+        self._campaigns.update_one({"_id": name}, {"$set": fields, "$inc": {"revision": 1}})
+        self.audit(name, "extend", who, fields)
+        return True
+
+    @mapped
+    def touch(self, name: str) -> None:
+        """Tell the coordinator of a campaign that trials were changed from outside: it reads all of them again."""
+        self._campaigns.update_one({"_id": name}, {"$inc": {"revision": 1}})
 
     @mapped
     def audit(self, name: str, action: str, who: str = "", detail: Mapping[str, Any] | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from autotune.store.base import CampaignRecord, WorkerRecord
 from autotune.store.schema import SCHEMA_VERSION
-from autotune.trial import Attempt, CampaignState, Failure, Lease, Report, Result, Trial, TrialState
+from autotune.trial import Attempt, CampaignState, Failure, Lease, Origin, Report, Result, Trial, TrialState
 
 Document = dict[str, Any]
 
@@ -29,7 +29,12 @@ def campaign_document(record: CampaignRecord) -> Document:
         "metric": dict(record.metric),
         "facts": dict(record.facts),
         "paths": list(record.paths),
+        "environment": dict(record.environment),
         "max_trials": record.max_trials,
+        "max_hours": record.max_hours,
+        "max_device_hours": record.max_device_hours,
+        "revision": 0,
+        "ran_s": 0.0,
         "ended_at": None,
     }
 
@@ -46,14 +51,27 @@ def campaign_record(document: Mapping[str, Any]) -> CampaignRecord:
         metric=document["metric"],
         facts=document.get("facts", {}),
         paths=tuple(document.get("paths", ())),
+        environment=document.get("environment", {}),
         max_trials=int(document["max_trials"]),
+        max_hours=document.get("max_hours"),
+        max_device_hours=document.get("max_device_hours"),
+        revision=int(document.get("revision", 0)),
+        used_s=float(document.get("used_s", 0.0)),
         created_at=document.get("created_at"),
         ended_at=document.get("ended_at"),
     )
 
 
 def trial_document(
-    campaign: str, number: int, params: Mapping[str, Any], config_hash: str, seed: int, fold: int, replicate: int
+    campaign: str,
+    number: int,
+    params: Mapping[str, Any],
+    config_hash: str,
+    *,
+    seed: int,
+    fold: int,
+    replicate: int,
+    origin: Origin,
 ) -> Document:
     """Return the document of a new trial, without its times."""
     return {
@@ -66,8 +84,12 @@ def trial_document(
         "config_hash": config_hash,
         "state": str(TrialState.QUEUED),
         "seed": seed,
+        "origin": str(origin),
         "lease": None,
         "attempts": [],
+        "claims": 0,
+        "ends": {},
+        "alone": False,
         "score": None,
         "metrics": {},
         "facts": {},
@@ -79,6 +101,7 @@ def trial_document(
 def trial_value(document: Mapping[str, Any]) -> Trial:
     """Return the value of a trial's document; fields that a projection left out have their defaults."""
     attempts = tuple(attempt_value(a) for a in document.get("attempts", []))
+    claims = int(document.get("claims", len(attempts)))
     return Trial(
         campaign=document["campaign"],
         number=int(document["number"]),
@@ -88,8 +111,12 @@ def trial_value(document: Mapping[str, Any]) -> Trial:
         seed=int(document.get("seed", 0)),
         fold=int(document.get("fold", 0)),
         replicate=int(document.get("replicate", 0)),
+        origin=Origin(document.get("origin", Origin.SEARCH)),
         attempts=attempts,
-        lease=lease_value(document, len(attempts) - 1),
+        claims=claims,
+        ends=document.get("ends", {}),
+        alone=bool(document.get("alone", False)),
+        lease=lease_value(document, claims - 1),
         score=document.get("score"),
         metrics=document.get("metrics", {}),
         facts=document.get("facts", {}),
@@ -131,6 +158,9 @@ def attempt_value(document: Mapping[str, Any]) -> Attempt:
         exit_code=document.get("exit_code"),
         timing=document.get("timing") or {},
         late_result=document.get("late_result"),
+        share=float(document.get("share", 1.0)),
+        versions=document.get("versions") or {},
+        mismatch=tuple(document.get("mismatch") or ()),
     )
 
 
@@ -170,6 +200,7 @@ def worker_value(document: Mapping[str, Any]) -> WorkerRecord:
         devices=tuple(document.get("devices", ())),
         campaigns=None if campaigns is None else tuple(campaigns),
         versions=document.get("versions", {}),
+        refusals=document.get("refusals", {}),
         state=document["state"],
         started_at=document.get("started_at"),
         seen_at=document.get("seen_at"),

@@ -11,6 +11,7 @@ from autotune.errors import StoreSetupError
 from autotune.store import embedded
 from autotune.store.campaigns import Campaigns
 from autotune.store.connection import CONNECT_TIMEOUT_S, Connection
+from autotune.store.migrations import migrate
 from autotune.store.reports import Reports
 from autotune.store.schema import INDEXES, SCHEMA_VERSION, VALIDATORS
 from autotune.store.trials import Trials
@@ -83,13 +84,32 @@ class MongoStore:
                         f"the store at {self.address} was written by a newer autotune (schema {version['version']}, "
                         f"this one knows {SCHEMA_VERSION}); upgrade this installation"
                     )
+                if version["version"] < SCHEMA_VERSION:
+                    raise StoreSetupError(
+                        f"the store at {self.address} was written by an older autotune (schema {version['version']}, "
+                        f"this one writes {SCHEMA_VERSION}); end its workers and coordinators, then run: "
+                        "autotune store upgrade"
+                    )
                 return
         self.upgrade()
 
     def upgrade(self) -> None:
-        """Create what is missing of collections, validators and indexes. Safe to repeat, and while others work."""
+        """Create what is missing of collections, validators and indexes, and bring documents to this version.
+
+        Safe to repeat; safe while others of this version work.
+
+        Raises:
+            StoreSetupError: If the store was written by a newer version.
+        """
         database = self.connection.database
         with self.connection.mapped():
+            version = database["meta"].find_one({"_id": "schema"})
+            if version is not None and version["version"] > SCHEMA_VERSION:
+                raise StoreSetupError(
+                    f"the store at {self.address} has schema {version['version']}, this autotune knows "
+                    f"{SCHEMA_VERSION}; upgrade this installation"
+                )
+            migrate(database)
             for name, validator in VALIDATORS.items():
                 try:
                     database.create_collection(name, validator=validator)

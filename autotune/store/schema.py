@@ -7,14 +7,18 @@ from typing import Any
 
 from pymongo import ASCENDING, IndexModel
 
-from autotune.trial import CampaignState, TrialState
+from autotune.trial import CampaignState, Origin, TrialState
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+MAX_ATTEMPTS = 64
+"""So many of a trial's last attempts are kept."""
 
 _TEXT = {"bsonType": "string"}
 _MAPPING = {"bsonType": "object"}
 _COUNT = {"bsonType": ["int", "long"], "minimum": 0}
 _SECONDS = {"bsonType": ["int", "long", "double"], "minimum": 0}
+_HOURS_OR_NULL = {"bsonType": ["int", "long", "double", "null"], "minimum": 0}
 _TIME = {"bsonType": "date"}
 _TIME_OR_NULL = {"bsonType": ["date", "null"]}
 _TEXT_OR_NULL = {"bsonType": ["string", "null"]}
@@ -39,6 +43,9 @@ _ATTEMPT = {
         "owner": _TEXT,
         "host": _TEXT,
         "device": _TEXT,
+        "share": {"bsonType": ["int", "long", "double"], "minimum": 0, "maximum": 1},
+        "versions": _MAPPING,
+        "mismatch": {"bsonType": "array", "items": _TEXT},
         "started_at": _TIME,
         "ended_at": _TIME_OR_NULL,
         "cause": _TEXT_OR_NULL,
@@ -63,7 +70,13 @@ VALIDATORS: dict[str, dict[str, Any]] = {
             "space": _MAPPING,
             "metric": _MAPPING,
             "facts": _MAPPING,
+            "environment": _MAPPING,
             "max_trials": {"bsonType": ["int", "long"], "minimum": 1},
+            "max_hours": _HOURS_OR_NULL,
+            "max_device_hours": _HOURS_OR_NULL,
+            "revision": _COUNT,
+            "ran_s": _SECONDS,
+            "running_since": _TIME_OR_NULL,
             "created_at": _TIME,
             "ended_at": _TIME_OR_NULL,
         },
@@ -80,7 +93,11 @@ VALIDATORS: dict[str, dict[str, Any]] = {
             "state": {"enum": [str(s) for s in TrialState]},
             "seed": _COUNT,
             "lease": _LEASE,
-            "attempts": {"bsonType": "array", "items": _ATTEMPT},
+            "attempts": {"bsonType": "array", "items": _ATTEMPT, "maxItems": MAX_ATTEMPTS},
+            "claims": _COUNT,
+            "ends": {"bsonType": "object", "additionalProperties": _COUNT},
+            "alone": {"bsonType": "bool"},
+            "origin": {"enum": [str(o) for o in Origin]},
             "score": _FINITE_OR_NULL,
             "metrics": _MAPPING,
             "facts": _MAPPING,
@@ -95,7 +112,15 @@ VALIDATORS: dict[str, dict[str, Any]] = {
     ),
     "workers": _document(
         ["host", "pid", "slots", "state", "seen_at"],
-        {"_id": _TEXT, "host": _TEXT, "pid": _COUNT, "slots": _COUNT, "state": _TEXT, "seen_at": _TIME},
+        {
+            "_id": _TEXT,
+            "host": _TEXT,
+            "pid": _COUNT,
+            "slots": _COUNT,
+            "refusals": {"bsonType": "object", "additionalProperties": _TEXT},
+            "state": _TEXT,
+            "seen_at": _TIME,
+        },
     ),
     "leaders": _document(["owner", "expires_at"], {"_id": _TEXT, "owner": _TEXT, "expires_at": _TIME}),
     "events": _document(["campaign", "action", "at"], {"campaign": _TEXT, "action": _TEXT, "who": _TEXT, "at": _TIME}),

@@ -17,7 +17,8 @@ WITHOUT_TEXTS = {"attempts.traceback": 0, "attempts.log_tail": 0, "attempts.late
 
 _HEAD = {
     "campaign": 1, "number": 1, "params": 1, "config_hash": 1, "state": 1, "score": 1, "lease": 1,
-    "attempts.token": 1, "attempts.cause": 1, "attempts.message": 1,
+    "attempts.token": 1, "attempts.cause": 1, "attempts.message": 1, "attempts.started_at": 1, "attempts.ended_at": 1,
+    "attempts.share": 1, "claims": 1,
 }  # fmt: skip
 
 

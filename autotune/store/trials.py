@@ -1,24 +1,26 @@
-"""Trials: propose, claim, renew, finish, fail, release, reap, cancel."""
+"""Trials: propose, claim, renew. How attempts end, and what is done from outside, is in modules beside this one."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pymongo import ASCENDING, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from autotune.errors import DuplicateError, LeaseLostError, ObjectiveError
-from autotune.lifecycle import Event, after_attempt, sources, target
+from autotune.errors import DuplicateError
+from autotune.lifecycle import Event, sources, target
 from autotune.store.connection import mapped
-from autotune.store.documents import failure_fields, result_fields, trial_document, trial_value
-from autotune.store.expressions import NOW, Expression, expired, in_seconds, insert_only, literal
-from autotune.store.trial_reads import WITHOUT_TEXTS, TrialReads
-from autotune.trial import Cause, Failure, Lease, Result, Trial, TrialState
+from autotune.store.documents import trial_document, trial_value
+from autotune.store.expressions import NOW, Expression, in_seconds, insert_only, literal
+from autotune.store.schema import MAX_ATTEMPTS
+from autotune.store.trial_ends import TrialEnds
+from autotune.store.trial_reads import WITHOUT_TEXTS
+from autotune.store.trial_steering import TrialSteering
+from autotune.trial import Lease, Origin, Trial
 
 
-class Trials(TrialReads):
+class Trials(TrialEnds, TrialSteering):
     """The collection ``trials``: its moves."""
 
     @mapped
@@ -32,13 +34,16 @@ class Trials(TrialReads):
         seed: int,
         fold: int = 0,
         replicate: int = 0,
+        origin: Origin = Origin.SEARCH,
     ) -> Trial:
         """Write a new queued trial.
 
         Raises:
             DuplicateError: If the number or the configuration is in the campaign already.
         """
-        document = trial_document(campaign, number, params, config_hash, seed, fold, replicate)
+        document = trial_document(
+            campaign, number, params, config_hash, seed=seed, fold=fold, replicate=replicate, origin=origin
+        )
         before = self._trials.find_one_and_update(
             {"campaign": campaign, "number": number},
             insert_only(document, {"proposed_at": NOW}),
@@ -60,6 +65,9 @@ class Trials(TrialReads):
         duration_s: float | Mapping[str, float],
         host: str = "",
         device: str = "",
+        share: float = 1.0,
+        versions: Mapping[str, str] | None = None,
+        mismatch: Mapping[str, Sequence[str]] | None = None,
     ) -> Trial | None:
         """Take the queued trial with the lowest number, or return None when there is none.
 
@@ -72,16 +80,20 @@ class Trials(TrialReads):
             duration_s: Length of the lease, seconds; one number, or one per campaign.
             host: Name of the host, kept with the attempt.
             device: What the trial will run on, kept with the attempt.
+            share: The part of the device that it will have, kept with the attempt.
+            versions: Versions of the worker's packages, kept with the attempt.
+            mismatch: Campaign -> in which points the worker differs from it, kept with the attempt.
         """
         names = sorted(campaigns)
         if not names:
             return None
         durations = {n: duration_s[n] if isinstance(duration_s, Mapping) else duration_s for n in names}
-        attempt = {"token": literal(token), "owner": literal(owner), "host": literal(host),
-                   "device": literal(device), "started_at": NOW}  # fmt: skip
+        attempt = {"token": literal(token), "owner": literal(owner), "host": literal(host), "device": literal(device),
+                   "share": share, "versions": literal(dict(versions or {})), "started_at": NOW}  # fmt: skip
         try:
             for name in names:
-                document = self._claim_in(name, attempt, durations[name])
+                differs = list((mismatch or {}).get(name, ()))
+                document = self._claim_in(name, {**attempt, "mismatch": literal(differs)}, durations[name])
                 if document is not None:
                     return trial_value(document)
         except DuplicateKeyError:
@@ -100,7 +112,8 @@ class Trials(TrialReads):
                         "state": str(target(Event.CLAIM)),
                         "started_at": {"$ifNull": ["$started_at", NOW]},
                         "lease": lease,
-                        "attempts": {"$concatArrays": ["$attempts", [attempt]]},
+                        "attempts": {"$slice": [{"$concatArrays": ["$attempts", [attempt]]}, -MAX_ATTEMPTS]},
+                        "claims": {"$add": ["$claims", 1]},
                     }
                 }
             ],
@@ -123,144 +136,3 @@ class Trials(TrialReads):
         tokens = [t for some in by_duration.values() for t in some]
         held = self._trials.find({"state": "running", "lease.token": {"$in": tokens}}, {"lease.token": 1})
         return {d["lease"]["token"] for d in held}
-
-    @mapped
-    def finish(self, lease: Lease, result: Result, timing: Mapping[str, float] | None = None) -> None:
-        """Write the result of a trial and end it. Safe to repeat.
-
-        Raises:
-            ObjectiveError: If the score is not a finite number; then nothing is changed.
-            LeaseLostError: If the lease is not this one any more; the result is kept as the attempt's late result.
-        """
-        if not math.isfinite(result.score):
-            raise ObjectiveError(
-                f"trial {lease.number} of '{lease.campaign}' has the score {result.score}, not a finite number; "
-                "end the attempt as not-a-number"
-            )
-        fields = result_fields(result)
-        if self._end(lease, Event.FINISH, fields, {"timing": dict(timing or {})}):
-            return
-        now = self._trials.find_one(
-            {"campaign": lease.campaign, "number": lease.number, "state": "finished"}, {"attempts.token": 1}
-        )
-        if now is not None and now["attempts"][-1]["token"] == lease.token:
-            return
-        self._trials.update_one(
-            {"campaign": lease.campaign, "number": lease.number, "attempts.token": lease.token},
-            {"$set": {"attempts.$.late_result": fields}},
-        )
-        raise LeaseLostError(
-            f"trial {lease.number} of '{lease.campaign}' has been given to another; result kept as late"
-        )
-
-    @mapped
-    def end_attempt(
-        self, lease: Lease, failure: Failure, *, process_killed: bool = False, timing: Mapping[str, float] | None = None
-    ) -> TrialState:
-        """End an attempt that has no result; the trial goes where `lifecycle.after_attempt` says. Safe to repeat.
-
-        Args:
-            lease: The attempt's lease.
-            failure: Why it ended.
-            process_killed: Whether its process was killed while its worker lived.
-            timing: Seconds per phase.
-
-        Returns:
-            The state that the trial went to.
-
-        Raises:
-            LeaseLostError: If the lease is not this one any more; then nothing is changed.
-        """
-        attempts = self._attempts(lease) if process_killed else []
-        killed_before = sum(bool(a.get("process_killed")) for a in attempts if a["token"] != lease.token)
-        event = after_attempt(failure.cause, killed_before=killed_before, process_killed=process_killed)
-        attempt = {**failure_fields(failure), "timing": dict(timing or {}), "ended_by_holder": True}
-        if process_killed:
-            attempt["process_killed"] = True
-        if not self._end(lease, event, {}, attempt) and not any(
-            a["token"] == lease.token and a.get("ended_by_holder") and a["cause"] == attempt["cause"]
-            for a in self._attempts(lease)
-        ):
-            raise LeaseLostError(f"trial {lease.number} of '{lease.campaign}' has been given to another")
-        return target(event)
-
-    def _attempts(self, lease: Lease) -> list[dict[str, Any]]:
-        """Return the attempts of the lease's trial, without texts."""
-        fields = {"attempts.token": 1, "attempts.cause": 1, "attempts.process_killed": 1, "attempts.ended_by_holder": 1}
-        trial = self._trials.find_one({"campaign": lease.campaign, "number": lease.number}, fields)
-        return [] if trial is None else list(trial["attempts"])
-
-    def _end(self, lease: Lease, event: Event, fields: Mapping[str, Any], attempt: Mapping[str, Any]) -> bool:
-        state = target(event)
-        now: dict[str, Any] = {"attempts.$[mine].ended_at": True}
-        if state is not TrialState.QUEUED:
-            now["ended_at"] = True
-        done = self._trials.update_one(
-            {
-                "campaign": lease.campaign,
-                "number": lease.number,
-                "state": {"$in": sources(event)},
-                "lease.token": lease.token,
-            },
-            {
-                "$set": {
-                    "state": str(state),
-                    "lease": None,
-                    **fields,
-                    **{f"attempts.$[mine].{key}": value for key, value in attempt.items()},
-                },
-                "$currentDate": now,
-            },
-            array_filters=[{"mine.token": lease.token}],
-        )
-        return done.modified_count == 1
-
-    @mapped
-    def reap(self, campaign: str) -> list[int]:
-        """Give back the trials whose lease ran out on the database's clock; return their numbers."""
-        query = {"campaign": campaign, "state": {"$in": sources(Event.RELEASE)}, **expired("lease.expires_at")}
-        reaped = []
-        for document in list(self._trials.find(query, {"number": 1, "lease.token": 1, "lease.owner": 1})):
-            lease = document["lease"]
-            done = self._trials.update_one(
-                {"_id": document["_id"], "lease.token": lease["token"], **query},
-                {
-                    "$set": {
-                        "state": str(target(Event.RELEASE)),
-                        "lease": None,
-                        "attempts.$[mine].cause": str(Cause.LOST),
-                        "attempts.$[mine].message": f"worker {lease['owner']} was not heard of for a whole lease",
-                    },
-                    "$currentDate": {"attempts.$[mine].ended_at": True},
-                },
-                array_filters=[{"mine.token": lease["token"]}],
-            )
-            if done.modified_count:
-                reaped.append(int(document["number"]))
-        return reaped
-
-    @mapped
-    def cancel(self, campaign: str, message: str = "cancelled") -> int:
-        """Cancel every trial of a campaign that has not ended; return how many. Workers notice when they renew."""
-        attempts = {
-            "$map": {
-                "input": "$attempts",
-                "in": {
-                    "$cond": [
-                        {"$eq": ["$$this.token", "$lease.token"]},
-                        {
-                            "$mergeObjects": [
-                                "$$this",
-                                {"cause": str(Cause.STOPPED), "message": literal(message), "ended_at": NOW},
-                            ]
-                        },
-                        "$$this",
-                    ]
-                },
-            }
-        }
-        done = self._trials.update_many(
-            {"campaign": campaign, "state": {"$in": sources(Event.CANCEL)}},
-            [{"$set": {"state": str(target(Event.CANCEL)), "attempts": attempts, "lease": None, "ended_at": NOW}}],
-        )
-        return done.modified_count

@@ -19,14 +19,14 @@ WORK: list[dict[str, Any]] = [
         "$match": {
             "$or": [
                 {"ns.coll": "trials", "operationType": {"$in": ["insert", "replace"]}},
-                {"ns.coll": "trials", "updateDescription.updatedFields.state": "queued"},
+                {"ns.coll": "trials", "updateDescription.updatedFields.state": {"$in": ["queued", "cancelled"]}},
                 {"ns.coll": "campaigns"},
             ]
         }
     },
     {"$project": {"_id": 1}},
 ]
-"""What a worker waits for: queued trials and changed campaigns."""
+"""What a worker waits for: queued trials, cancelled ones (it may be running them), and changed campaigns."""
 
 
 def progress_of(campaign: str) -> list[dict[str, Any]]:
@@ -37,6 +37,7 @@ def progress_of(campaign: str) -> list[dict[str, Any]]:
             "$match": {
                 "$or": [
                     {"ns.coll": "trials", "updateDescription.updatedFields.state": {"$in": left}},
+                    {"ns.coll": "workers", "updateDescription.updatedFields.refusals": {"$exists": True}},
                     {"ns.coll": "workers", "operationType": {"$in": ["insert", "replace"]}},
                     {"ns.coll": "workers", "updateDescription.updatedFields.state": {"$exists": True}},
                     {"ns.coll": "campaigns", "documentKey._id": campaign},

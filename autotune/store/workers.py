@@ -37,6 +37,7 @@ class Workers:
                     "devices": list(worker.devices),
                     "campaigns": None if worker.campaigns is None else list(worker.campaigns),
                     "versions": dict(worker.versions),
+                    "refusals": dict(worker.refusals),
                     "state": "active",
                 },
                 "$currentDate": {"seen_at": True, "started_at": True},
@@ -48,6 +49,13 @@ class Workers:
     def seen(self, worker_id: str) -> None:
         """Write that a worker lives."""
         self._workers.update_one({"_id": worker_id}, {"$currentDate": {"seen_at": True}})
+
+    @mapped
+    def refuse(self, worker_id: str, campaign: str, reason: str | None) -> None:
+        """Write why a worker does not serve a campaign, or with None that it does."""
+        field = f"refusals.{campaign}"
+        change = {"$unset": {field: True}} if reason is None else {"$set": {field: reason}}
+        self._workers.update_one({"_id": worker_id}, {**change, "$currentDate": {"seen_at": True}})
 
     @mapped
     def stopped(self, worker_id: str) -> None:

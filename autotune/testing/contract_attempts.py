@@ -12,7 +12,7 @@ import pytest
 
 from autotune.clock import SystemClock
 from autotune.errors import LeaseLostError
-from autotune.lifecycle import MAX_KILLED_ATTEMPTS
+from autotune.lifecycle import RetryPolicy
 from autotune.store.mongo import MongoStore
 from autotune.testing.helpers import (
     CAMPAIGN,
@@ -30,6 +30,7 @@ from autotune.testing.helpers import (
 from autotune.trial import Cause, Report, TrialState
 
 DAY_S = 86_400.0
+MAX_KILLED_ATTEMPTS = RetryPolicy().max_kills
 
 
 class AttemptContract:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from autotune.errors import DuplicateError, LeaseLostError
-from autotune.lifecycle import Event, after_attempt, move
+from autotune.lifecycle import KILLED, Event, RetryPolicy, after_attempt, move
 from autotune.trial import ACTIVE_STATES, Cause, TrialState
 
 
@@ -20,7 +20,8 @@ class ModelTrial:
         score: Its result, or None.
         causes: Per attempt, why it ended without a result, or None.
         tokens: Per attempt, its token.
-        killed: Number of attempts whose process was killed.
+        ends: Cause -> number of attempts that ended for it since the last retry; ``killed`` counts kills.
+        given_up: Tokens of attempts that their holder ended.
         late: Token -> score that came too late.
         reports: Step -> (attempt, value).
     """
@@ -31,7 +32,8 @@ class ModelTrial:
     score: float | None = None
     causes: list[str | None] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
-    killed: int = 0
+    ends: dict[str, int] = field(default_factory=dict)
+    given_up: set[str] = field(default_factory=set)
     late: dict[str, float] = field(default_factory=dict)
     reports: dict[int, tuple[int, float]] = field(default_factory=dict)
 
@@ -97,9 +99,14 @@ class ModelStore:
         trial = self.trials[number]
         if trial.state is TrialState.FINISHED and trial.tokens[-1] == token:
             return
-        if trial.holder != token:
-            trial.late[token] = score
-        self._held(number, token).end(Event.FINISH)
+        ran_out = trial.state is TrialState.QUEUED and trial.tokens[-1] == token and token not in trial.given_up
+        if ran_out:
+            trial.end(Event.DELIVER)
+            trial.causes[-1] = None
+        else:
+            if trial.holder != token:
+                trial.late[token] = score
+            self._held(number, token).end(Event.FINISH)
         trial.score = score
 
     def end_attempt(self, number: int, token: str, cause: Cause, *, killed: bool = False) -> TrialState:
@@ -109,8 +116,10 @@ class ModelStore:
             LeaseLostError: If the lease is another's.
         """
         trial = self._held(number, token)
-        trial.end(after_attempt(cause, killed_before=trial.killed, process_killed=killed), cause)
-        trial.killed += killed
+        trial.end(after_attempt(cause, ends=trial.ends, process_killed=killed, policy=RetryPolicy()), cause)
+        trial.given_up.add(token)
+        for key in [str(cause), *([KILLED] if killed else [])]:
+            trial.ends[key] = trial.ends.get(key, 0) + 1
         return trial.state
 
     def expire(self, number: int) -> None:
@@ -121,7 +130,9 @@ class ModelStore:
         """Give back the trials whose lease ran out; return their numbers."""
         lost = sorted(n for n, t in self.trials.items() if t.holder is not None and t.expired)
         for number in lost:
-            self.trials[number].end(Event.RELEASE, Cause.LOST)
+            trial = self.trials[number]
+            trial.end(Event.RELEASE, Cause.LOST)
+            trial.ends[Cause.LOST] = trial.ends.get(Cause.LOST, 0) + 1
         return lost
 
     def cancel(self) -> int:

@@ -1,0 +1,190 @@
+"""How attempts end: with a result, without one, by a lease that ran out, by a pause."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from autotune.errors import LeaseLostError, ObjectiveError
+from autotune.lifecycle import KILLED, Event, RetryPolicy, after_attempt, sources, target
+from autotune.store.connection import mapped
+from autotune.store.documents import failure_fields, result_fields
+from autotune.store.expressions import expired
+from autotune.store.trial_reads import TrialReads
+from autotune.trial import Cause, Failure, Lease, Result, TrialState
+
+_ENDS = {"attempts.token": 1, "attempts.cause": 1, "attempts.ended_by_holder": 1, "ends": 1, "state": 1}
+
+
+class TrialEnds(TrialReads):
+    """The collection ``trials``: the moves that end an attempt."""
+
+    @mapped
+    def finish(self, lease: Lease, result: Result, timing: Mapping[str, float] | None = None) -> None:
+        """Write the result of a trial and end it. Safe to repeat.
+
+        A result whose lease ran out is accepted while the trial is queued and no other attempt has begun.
+
+        Raises:
+            ObjectiveError: If the score is not a finite number; then nothing is changed.
+            LeaseLostError: If the trial has been given to another; the result is kept as the attempt's late result.
+        """
+        if not math.isfinite(result.score):
+            raise ObjectiveError(
+                f"trial {lease.number} of '{lease.campaign}' has the score {result.score}, not a finite number; "
+                "end the attempt as not-a-number"
+            )
+        fields = result_fields(result)
+        attempt = {"timing": dict(timing or {})}
+        if self._end(lease, Event.FINISH, fields, attempt) or self._deliver(lease, fields, attempt):
+            return
+        now = self._trials.find_one(
+            {"campaign": lease.campaign, "number": lease.number, "state": "finished"}, {"attempts.token": 1}
+        )
+        if now is not None and now["attempts"][-1]["token"] == lease.token:
+            return
+        self._trials.update_one(
+            {"campaign": lease.campaign, "number": lease.number, "attempts.token": lease.token},
+            {"$set": {"attempts.$.late_result": fields}},
+        )
+        raise LeaseLostError(
+            f"trial {lease.number} of '{lease.campaign}' has been given to another; result kept as late"
+        )
+
+    def _deliver(self, lease: Lease, fields: Mapping[str, Any], attempt: Mapping[str, Any]) -> bool:
+        """Accept a result whose lease ran out, if its attempt is still the trial's last one and nobody has begun."""
+        is_last = {"$eq": [{"$last": "$attempts.token"}, lease.token]}
+        query = {"$expr": is_last, "attempts": {"$elemMatch": {"token": lease.token, "ended_by_holder": None}}}
+        return self._move(lease, Event.DELIVER, query, fields, {**attempt, "cause": None, "message": None}, {})
+
+    @mapped
+    def end_attempt(
+        self,
+        lease: Lease,
+        failure: Failure,
+        *,
+        process_killed: bool = False,
+        timing: Mapping[str, float] | None = None,
+        policy: RetryPolicy | None = None,
+    ) -> TrialState:
+        """End an attempt that has no result; the trial goes where `lifecycle.after_attempt` says. Safe to repeat.
+
+        After an attempt that ran out of memory, the next one has its device for itself.
+
+        Args:
+            lease: The attempt's lease.
+            failure: Why it ended.
+            process_killed: Whether its process was killed while its worker lived.
+            timing: Seconds per phase.
+            policy: How often a trial is tried again; default: as `RetryPolicy` says.
+
+        Returns:
+            The state that the trial went to.
+
+        Raises:
+            LeaseLostError: If the lease is not this one any more; then nothing is changed.
+        """
+        before = self._trials.find_one({"campaign": lease.campaign, "number": lease.number}, _ENDS) or {"attempts": []}
+        mine: dict[str, Any] = next((a for a in before["attempts"] if a["token"] == lease.token), {})
+        if mine.get("ended_by_holder") and mine["cause"] == failure.cause:
+            return TrialState(mine["ended_by_holder"])
+        event = after_attempt(
+            failure.cause, ends=before.get("ends") or {}, process_killed=process_killed, policy=policy or RetryPolicy()
+        )
+        attempt = {
+            **failure_fields(failure),
+            "timing": dict(timing or {}),
+            "ended_by_holder": str(target(event)),
+            **({"process_killed": True} if process_killed else {}),
+        }
+        counts = {str(failure.cause): 1, **({KILLED: 1} if process_killed else {})}
+        fields = {"alone": failure.cause is Cause.OUT_OF_MEMORY}
+        if not self._end(lease, event, fields, attempt, counts):
+            raise LeaseLostError(f"trial {lease.number} of '{lease.campaign}' has been given to another")
+        return target(event)
+
+    @mapped
+    def pause(self, lease: Lease, message: str = "paused by the schedule") -> None:
+        """End an attempt whose trial waits now until it is promoted. Safe to repeat.
+
+        Raises:
+            LeaseLostError: If the lease is not this one any more; then nothing is changed.
+        """
+        attempt = {
+            "cause": str(Cause.SCHEDULE), "message": message, "ended_by_holder": str(target(Event.PAUSE)),
+        }  # fmt: skip
+        if self._end(lease, Event.PAUSE, {}, attempt):
+            return
+        query = {"token": lease.token, "ended_by_holder": attempt["ended_by_holder"]}
+        if not self._trials.find_one(
+            {"campaign": lease.campaign, "number": lease.number, "attempts": {"$elemMatch": query}}, {"_id": 1}
+        ):
+            raise LeaseLostError(f"trial {lease.number} of '{lease.campaign}' has been given to another")
+
+    def _end(
+        self,
+        lease: Lease,
+        event: Event,
+        fields: Mapping[str, Any],
+        attempt: Mapping[str, Any],
+        counts: Mapping[str, int] | None = None,
+    ) -> bool:
+        """Move a trial that this lease holds; return whether it was held."""
+        return self._move(lease, event, {"lease.token": lease.token}, fields, attempt, counts or {})
+
+    def _move(
+        self,
+        lease: Lease,
+        event: Event,
+        query: Mapping[str, Any],
+        fields: Mapping[str, Any],
+        attempt: Mapping[str, Any],
+        counts: Mapping[str, int],
+    ) -> bool:
+        state = target(event)
+        now: dict[str, Any] = {"attempts.$[mine].ended_at": True}
+        if state not in (TrialState.QUEUED, TrialState.PAUSED):
+            now["ended_at"] = True
+        update: dict[str, Any] = {
+            "$set": {
+                "state": str(state),
+                "lease": None,
+                **fields,
+                **{f"attempts.$[mine].{key}": value for key, value in attempt.items()},
+            },
+            "$currentDate": now,
+        }
+        if counts:
+            update["$inc"] = {f"ends.{key}": value for key, value in counts.items()}
+        done = self._trials.update_one(
+            {"campaign": lease.campaign, "number": lease.number, "state": {"$in": sources(event)}, **query},
+            update,
+            array_filters=[{"mine.token": lease.token}],
+        )
+        return done.modified_count == 1
+
+    @mapped
+    def reap(self, campaign: str) -> list[int]:
+        """Give back the trials whose lease ran out on the database's clock; return their numbers."""
+        query = {"campaign": campaign, "state": {"$in": sources(Event.RELEASE)}, **expired("lease.expires_at")}
+        reaped = []
+        for document in list(self._trials.find(query, {"number": 1, "lease.token": 1, "lease.owner": 1})):
+            lease = document.get("lease") or {"token": None, "owner": "unknown"}
+            done = self._trials.update_one(
+                {"_id": document["_id"], "lease.token": lease["token"], **query},
+                {
+                    "$set": {
+                        "state": str(target(Event.RELEASE)),
+                        "lease": None,
+                        "attempts.$[mine].cause": str(Cause.LOST),
+                        "attempts.$[mine].message": f"worker {lease['owner']} was not heard of for a whole lease",
+                    },
+                    "$currentDate": {"attempts.$[mine].ended_at": True},
+                    "$inc": {f"ends.{Cause.LOST}": 1},
+                },
+                array_filters=[{"mine.token": lease["token"]}],
+            )
+            if done.modified_count:
+                reaped.append(int(document["number"]))
+        return reaped

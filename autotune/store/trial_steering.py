@@ -1,0 +1,71 @@
+"""What people and schedules do to trials from outside: promote, prune, retry, cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autotune.lifecycle import Event, sources, target
+from autotune.store.connection import mapped
+from autotune.store.expressions import NOW, literal
+from autotune.store.trial_reads import TrialReads
+from autotune.trial import Cause, TrialState
+
+
+class TrialSteering(TrialReads):
+    """The collection ``trials``: the moves that no lease is needed for."""
+
+    @mapped
+    def promote(self, campaign: str, number: int) -> bool:
+        """Queue a paused trial again; return whether this call did it."""
+        return self._moved(campaign, number, Event.PROMOTE, {})
+
+    @mapped
+    def prune(self, campaign: str, number: int) -> bool:
+        """End a paused trial, which its schedule will not promote; return whether this call did it."""
+        done = self._trials.update_one(
+            {"campaign": campaign, "number": number, "state": str(TrialState.PAUSED)},
+            {"$set": {"state": str(target(Event.PRUNE))}, "$currentDate": {"ended_at": True}},
+        )
+        return done.modified_count == 1
+
+    @mapped
+    def retry(self, campaign: str, numbers: Sequence[int]) -> list[int]:
+        """Queue failed and cancelled trials again, with a clean record; return the numbers of those that were.
+
+        Their attempts stay. What they had counted towards `lifecycle.RetryPolicy` is forgotten.
+        """
+        fields = {"ends": {}, "alone": False, "ended_at": None, "score": None, "metrics": {}, "facts": {}}
+        return [n for n in numbers if self._moved(campaign, n, Event.RETRY, fields)]
+
+    def _moved(self, campaign: str, number: int, event: Event, fields: dict[str, object]) -> bool:
+        done = self._trials.update_one(
+            {"campaign": campaign, "number": number, "state": {"$in": sources(event)}},
+            {"$set": {"state": str(target(event)), "lease": None, **fields}},
+        )
+        return done.modified_count == 1
+
+    @mapped
+    def cancel(self, campaign: str, message: str = "cancelled") -> int:
+        """Cancel every trial of a campaign that has not ended; return how many. Workers notice when they renew."""
+        attempts = {
+            "$map": {
+                "input": "$attempts",
+                "in": {
+                    "$cond": [
+                        {"$eq": ["$$this.token", "$lease.token"]},
+                        {
+                            "$mergeObjects": [
+                                "$$this",
+                                {"cause": str(Cause.STOPPED), "message": literal(message), "ended_at": NOW},
+                            ]
+                        },
+                        "$$this",
+                    ]
+                },
+            }
+        }
+        done = self._trials.update_many(
+            {"campaign": campaign, "state": {"$in": sources(Event.CANCEL)}},
+            [{"$set": {"state": str(target(Event.CANCEL)), "attempts": attempts, "lease": None, "ended_at": NOW}}],
+        )
+        return done.modified_count
