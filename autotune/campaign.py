@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from autotune.errors import CampaignError, nearest
+from autotune.trial import Cause
 from autotune.yaml_reader import read_yaml
 
 NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,79}$")
@@ -33,13 +34,17 @@ class MetricSpec(_Section):
 
 
 class Budget(_Section):
-    """When the campaign ends.
+    """When the campaign ends: at the first of these. Trials that run then are stopped at a budget in hours.
 
     Attributes:
         max_trials: So many trials, each counted once however often it was tried.
+        max_hours: So many hours in which the campaign runs; pauses do not count.
+        max_device_hours: So many hours of devices, summed over all attempts; of two slots on one device each uses half.
     """
 
     max_trials: int = Field(ge=1, le=1_000_000)
+    max_hours: float | None = Field(default=None, gt=0.0, le=1e6, strict=False)
+    max_device_hours: float | None = Field(default=None, gt=0.0, le=1e9, strict=False)
 
 
 class LeaseSettings(_Section):
@@ -59,9 +64,37 @@ class FailureSettings(_Section):
 
     Attributes:
         abort_after: The campaign stops when its first so many trials all failed for the same cause; 0: never.
+        retries: Cause -> how often a trial is tried again after it. Causes: ``out-of-memory`` (the next attempt has its
+            device for itself), ``not-a-number``, ``error``, ``timeout``. Lost workers and preemptions never count.
+        max_kills: A trial fails when its process was killed so often, by nobody knows whom, while its worker lived; 0:
+            no limit.
     """
 
     abort_after: int = Field(default=10, ge=0)
+    retries: dict[Literal["out-of-memory", "not-a-number", "error", "timeout"], int] = Field(
+        default_factory=lambda: {"out-of-memory": 1}
+    )
+    max_kills: int = Field(default=5, ge=0, le=50)
+
+    @field_validator("retries")
+    @classmethod
+    def _retries(cls, value: dict[str, int]) -> dict[str, int]:
+        for cause, count in value.items():
+            if not 0 <= count <= 50:
+                raise ValueError(f"{cause}: {count} is not between 0 and 50")
+        return {str(Cause.OUT_OF_MEMORY): 1, **value}
+
+
+class Limits(_Section):
+    """How long a training may take.
+
+    Attributes:
+        trial_s: A trial whose attempt runs so many seconds fails with the cause ``timeout``; None: no limit.
+        silent_s: One that sends no report for so many seconds fails likewise; None: no limit.
+    """
+
+    trial_s: float | None = Field(default=None, gt=0.0, strict=False)
+    silent_s: float | None = Field(default=None, gt=0.0, strict=False)
 
 
 class Campaign(_Section):
@@ -80,6 +113,7 @@ class Campaign(_Section):
         fixed: Parameters and settings with one value for all trials; they take precedence over the default space.
         lease: Lease and renewal intervals.
         failures: What failures mean for the campaign.
+        limits: How long a training may take.
         description: Free text.
     """
 
@@ -95,6 +129,7 @@ class Campaign(_Section):
     fixed: dict[str, Any] = Field(default_factory=dict)
     lease: LeaseSettings = LeaseSettings()
     failures: FailureSettings = FailureSettings()
+    limits: Limits = Limits()
     description: str = ""
 
     @field_validator("name")

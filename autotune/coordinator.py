@@ -12,19 +12,16 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from autotune.clock import Clock, SystemClock
 from autotune.errors import DuplicateError, StateError, StoreUnreachableError
-from autotune.lifecycle import common_failure
+from autotune.mirror import Mirror
+from autotune.planning import Budget, Plan, device_use, idle_slots, observations, plan, trial_seed
 from autotune.search import Observation, Search, make_search
 from autotune.space import Space, parse_space
 from autotune.store.base import CampaignRecord
-from autotune.trial import ACTIVE_STATES, CampaignState, Cause, Trial, TrialState
+from autotune.trial import ACTIVE_STATES, CampaignState, Trial, TrialState
 
 if TYPE_CHECKING:
     from autotune.store.mongo import MongoStore
@@ -33,137 +30,13 @@ _log = logging.getLogger(__name__)
 
 LEAD_S = 8.0
 """Length of the lead of a campaign, seconds: another coordinator takes over at most that long after a death."""
+REAP_GRACE_S = 10.0
+"""After it took the lead, or lost the store for a while, a coordinator gives workers so long to renew their leases
+before it gives trials back, or the campaign's lease if that is shorter."""
 _RENEW_LEAD_S = 2.0
 _TICK_S = 1.0
+_LEAST_TICK_S = 0.05
 _BACKOFF_S = (0.1, 5.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What to do next.
-
-    Attributes:
-        propose: Number of trials to propose now.
-        end: The state to end the campaign in, or None.
-        message: Why it ends, one line.
-    """
-
-    propose: int = 0
-    end: CampaignState | None = None
-    message: str = ""
-
-
-def plan(
-    trials: Sequence[Trial], *, max_trials: int, idle_slots: int, exhausted: bool = False, abort_after: int = 0
-) -> Plan:
-    """Decide what to do next. Pure.
-
-    As many trials are queued as there are idle slots and no more: a later proposal knows more.
-
-    Args:
-        trials: All trials of the campaign, in order of number.
-        max_trials: The budget; each trial counts once, however often it was tried and however it ended.
-        idle_slots: Number of slots of live workers that run nothing.
-        exhausted: Whether every configuration of the space is among `trials`.
-        abort_after: End the campaign when its first so many trials all failed for one cause; 0: never.
-    """
-    ended = [t for t in trials if t.state not in ACTIVE_STATES]
-    reason = common_failure([_failure(t) for t in ended], abort_after)
-    if reason is not None:
-        return Plan(end=CampaignState.FAILED, message=reason)
-    complete = len(trials) >= max_trials or exhausted
-    if complete and len(ended) == len(trials):
-        return _ending(trials, max_trials, exhausted)
-    if complete:
-        return Plan()
-    queued = sum(t.state is TrialState.QUEUED for t in trials)
-    return Plan(propose=max(0, min(idle_slots - queued, max_trials - len(trials))))
-
-
-def _ending(trials: Sequence[Trial], max_trials: int, exhausted: bool) -> Plan:
-    finished = sum(t.state is TrialState.FINISHED for t in trials)
-    failed = sum(t.state is TrialState.FAILED for t in trials)
-    parts = []
-    if exhausted and len(trials) < max_trials:
-        parts.append(f"space exhausted after {len(trials)} of {max_trials} trials")
-    if failed:
-        parts.append(f"{failed} of {len(trials)} trials failed")
-    state = CampaignState.FINISHED if finished or not failed else CampaignState.FAILED
-    return Plan(end=state, message="; ".join(parts))
-
-
-def _failure(trial: Trial) -> tuple[str, str] | None:
-    attempt = trial.failure
-    if trial.state is not TrialState.FAILED or attempt is None:
-        return None
-    return attempt.cause or Cause.ERROR, attempt.message or ""
-
-
-def observations(trials: Iterable[Trial], mode: str) -> list[Observation]:
-    """Return the history that a search algorithm sees: losses are smaller-is-better."""
-    sign = -1.0 if mode == "max" else 1.0
-    return [
-        Observation(
-            number=t.number,
-            params=t.params,
-            state=str(t.state),
-            loss=None if t.score is None or not math.isfinite(t.score) else sign * t.score,
-        )
-        for t in trials
-    ]
-
-
-def trial_seed(campaign_seed: int, number: int) -> int:
-    """Return the seed of a trial, below 2**32, from (campaign seed, trial number); the same on every attempt."""
-    return int(np.random.SeedSequence([campaign_seed, number]).generate_state(1)[0])
-
-
-def idle_slots(free: Mapping[str, int], trials: Iterable[Trial]) -> int:
-    """Return how many slots run nothing, by one and the same snapshot of the trials that the search sees.
-
-    Args:
-        free: Worker -> number of its slots that other campaigns leave free.
-        trials: The trials of this campaign.
-    """
-    left = dict(free)
-    for trial in trials:
-        if trial.lease is not None and trial.lease.owner in left:
-            left[trial.lease.owner] -= 1
-    return sum(max(0, number) for number in left.values())
-
-
-class Mirror:
-    """All trials of a campaign in memory. Ended trials never change, so only the others are read again."""
-
-    def __init__(self, store: MongoStore, campaign: str) -> None:
-        self._store = store
-        self._campaign = campaign
-        self._trials: dict[int, Trial] = {}
-        self._fresh = True
-
-    def refresh(self) -> list[Trial]:
-        """Return all trials in order of number, as the store has them now."""
-        if self._fresh:
-            changed = self._store.trials.heads(self._campaign)
-            self._fresh = False
-        else:
-            changed = self._store.trials.heads(self._campaign, states=ACTIVE_STATES)
-            seen = {t.number for t in changed}
-            unseen = [n for n, t in self._trials.items() if t.state in ACTIVE_STATES and n not in seen]
-            highest = max([*seen, *self._trials], default=-1)
-            unknown = [n for n in range(highest + 1) if n not in self._trials and n not in seen]
-            if unseen or unknown:
-                changed += self._store.trials.heads(self._campaign, numbers=[*unseen, *unknown])
-        self._trials.update((t.number, t) for t in changed)
-        return [self._trials[n] for n in sorted(self._trials)]
-
-    def add(self, trial: Trial) -> None:
-        """Take in a trial that was just proposed; should it end before the next refresh, it is read once more."""
-        self._trials[trial.number] = trial
-
-    def forget(self) -> None:
-        """Read everything anew at the next refresh: another coordinator wrote."""
-        self._fresh = True
 
 
 class Coordinator:
@@ -185,6 +58,9 @@ class Coordinator:
         self._space: Space | None = None
         self._search: Search | None = None
         self._exhausted = False
+        self._revision: int | None = None
+        self._connected_s = -math.inf
+        self._wait_s = _TICK_S
 
     def run(self, stop: threading.Event) -> CampaignState | None:
         """Work until the campaign needs no coordinator; return its state, or None when `stop` was set first.
@@ -208,8 +84,9 @@ class Coordinator:
                         if state is not CampaignState.RUNNING:
                             return state
                         pause_s = _BACKOFF_S[0]
-                        watch.wait(_TICK_S)
+                        watch.wait(self._wait_s)
             except StoreUnreachableError as error:
+                self._connected_s = math.inf
                 _log.warning("%s", error, extra={"action": "store-away", "campaign": self._name})
                 self._clock.wait(stop, pause_s)
                 pause_s = min(_BACKOFF_S[1], pause_s * 2)
@@ -231,18 +108,21 @@ class Coordinator:
             return record.state
         if not self._lead():
             return record.state
-        lost = self._store.trials.reap(self._name)
-        if lost:
-            _log.warning("gave back", extra={"action": "reap", "campaign": self._name, "numbers": lost})
+        self._reap(record)
+        if record.revision != self._revision:
+            self._revision = record.revision
+            self._mirror.forget()
         free = self._free_slots()
         trials = self._mirror.refresh()
         if self._space is None:
             self._space = parse_space(record.space)
         size = self._space.size
         self._exhausted = self._exhausted or (size is not None and len(trials) >= size)
+        budget = _budget(record, trials)
+        self._wait_s = max(_LEAST_TICK_S, min(_TICK_S, budget.left_s))
         todo = plan(
             trials,
-            max_trials=record.max_trials,
+            budget=budget,
             idle_slots=idle_slots(free, trials),
             exhausted=self._exhausted,
             abort_after=int(record.spec["failures"]["abort_after"]),
@@ -252,6 +132,17 @@ class Coordinator:
         if todo.propose:
             self._propose(record, self._space, trials, todo.propose)
         return record.state
+
+    def _reap(self, record: CampaignRecord) -> None:
+        """Give back the trials of workers that are gone, once those that are not have had the time to say so."""
+        now_s = self._clock.monotonic_s()
+        if self._connected_s == math.inf:  # the store was away, and has just answered
+            self._connected_s = now_s
+        if now_s - self._connected_s < min(REAP_GRACE_S, float(record.spec["lease"]["duration_s"])):
+            return
+        lost = self._store.trials.reap(self._name)
+        if lost:
+            _log.warning("gave back", extra={"action": "reap", "campaign": self._name, "numbers": lost})
 
     def _lead(self) -> bool:
         now_s = self._clock.monotonic_s()
@@ -263,6 +154,7 @@ class Coordinator:
             self._mirror.forget()
             return False
         if not led_before:
+            self._connected_s = now_s
             self._mirror.forget()
             _log.info("leads", extra={"action": "lead", "campaign": self._name, "coordinator": self._id})
         self._leads_until = now_s + LEAD_S
@@ -270,7 +162,7 @@ class Coordinator:
 
     def _free_slots(self) -> dict[str, int]:
         """Return how many slots of each live worker are not taken by other campaigns."""
-        workers = self._store.workers.live(self._name)
+        workers = [w for w in self._store.workers.live(self._name) if self._name not in w.refusals]
         busy = self._store.trials.running_by_owner([w.id for w in workers], but_not=self._name)
         return {w.id: w.slots - busy.get(w.id, 0) for w in workers}
 
@@ -298,13 +190,28 @@ class Coordinator:
 
     def _end(self, todo: Plan) -> CampaignState:
         state = todo.end or CampaignState.FINISHED
+        if any(t.state in ACTIVE_STATES for t in self._mirror.trials):  # first, so that a successor ends it again
+            self._store.trials.cancel(self._name, todo.message)
         try:
             self._store.campaigns.set_state(
                 self._name, state, expected=[CampaignState.RUNNING], message=todo.message, who=self._id
             )
         except StateError:  # somebody paused or cancelled it at this moment: that stands
             return CampaignState.RUNNING
-        if state is CampaignState.FAILED:
-            self._store.trials.cancel(self._name, "the campaign was stopped: " + todo.message)
         _log.info(todo.message or "ended", extra={"action": "end", "campaign": self._name, "state": str(state)})
         return state
+
+
+def _budget(record: CampaignRecord, trials: list[Trial]) -> Budget:
+    """Return what a campaign may use and has used."""
+    device_s = devices = 0.0
+    if record.max_device_hours is not None and record.read_at is not None:
+        device_s, devices = device_use(trials, record.read_at)
+    return Budget(
+        max_trials=record.max_trials,
+        max_s=None if record.max_hours is None else record.max_hours * 3600,
+        max_device_s=None if record.max_device_hours is None else record.max_device_hours * 3600,
+        used_s=record.used_s,
+        device_s=device_s,
+        devices=devices,
+    )

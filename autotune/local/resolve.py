@@ -127,6 +127,8 @@ def resolve(campaign: Campaign, paths: tuple[str, ...] = ()) -> CampaignRecord:
         facts=facts,
         paths=paths,
         max_trials=campaign.budget.max_trials,
+        max_hours=campaign.budget.max_hours,
+        max_device_hours=campaign.budget.max_device_hours,
     )
 
 

@@ -29,6 +29,7 @@ class Observation:
         params: The configuration.
         state: One of ``queued``, ``running``, ``paused``, ``finished``, ``pruned``, ``failed``, ``cancelled``.
         loss: The objective, smaller is better; None unless finished. May be infinite, never NaN.
+        infeasible: Whether it failed for a cause that lies in the configuration and would come again.
 
     Raises:
         ValueError: An unknown state, a loss of a trial that is not finished, or NaN.
@@ -38,6 +39,7 @@ class Observation:
     params: Mapping[str, Any]
     state: str
     loss: float | None = None
+    infeasible: bool = False
 
     def __post_init__(self) -> None:
         if self.state not in STATES:

@@ -80,6 +80,7 @@ class CampaignRecord:
         max_device_hours: The budget in hours of devices, or None.
         revision: Raised by each change of trials that did not come from the campaign's own coordinator.
         used_s: Seconds that it has been in state running, as of the reading.
+        read_at: When it was read, on the database's clock.
         created_at: On the database's clock.
         ended_at: On the database's clock, or None.
     """
@@ -99,6 +100,7 @@ class CampaignRecord:
     max_device_hours: float | None = None
     revision: int = 0
     used_s: float = field(default=0.0, compare=False)
+    read_at: datetime | None = field(default=None, compare=False)
     created_at: datetime | None = None
     ended_at: datetime | None = None
 

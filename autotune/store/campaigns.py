@@ -107,7 +107,8 @@ class Campaigns:
         return [campaign_record(d) for d in self._read(query, {"$sort": {"created_at": DESCENDING, "_id": ASCENDING}})]
 
     def _read(self, query: Mapping[str, Any], *stages: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        return iter(self._campaigns.aggregate([{"$match": query}, {"$addFields": {"used_s": _USED_S}}, *stages]))
+        times = {"$addFields": {"used_s": _USED_S, "read_at": NOW}}
+        return iter(self._campaigns.aggregate([{"$match": query}, times, *stages]))
 
     @mapped
     def relocate(self, record: CampaignRecord) -> None:

@@ -57,6 +57,7 @@ def campaign_record(document: Mapping[str, Any]) -> CampaignRecord:
         max_device_hours=document.get("max_device_hours"),
         revision=int(document.get("revision", 0)),
         used_s=float(document.get("used_s", 0.0)),
+        read_at=document.get("read_at"),
         created_at=document.get("created_at"),
         ended_at=document.get("ended_at"),
     )

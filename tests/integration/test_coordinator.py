@@ -8,7 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from autotune.clock import ManualClock
-from autotune.coordinator import Coordinator, Mirror, idle_slots
+from autotune.coordinator import Coordinator
+from autotune.mirror import Mirror
+from autotune.planning import idle_slots
 from autotune.store.base import CampaignRecord, WorkerRecord
 from autotune.store.mongo import MongoStore
 from autotune.trial import CampaignState, Result, Trial, TrialState

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.coordinator import Plan, observations, plan, trial_seed
+from autotune.planning import Budget, Plan, observations, plan, trial_seed
 from autotune.trial import ACTIVE_STATES, Attempt, CampaignState, Trial, TrialState
 
 Q, R, F, X, P = TrialState.QUEUED, TrialState.RUNNING, TrialState.FINISHED, TrialState.FAILED, TrialState.PAUSED
@@ -46,12 +46,12 @@ def _trials(states: Sequence[TrialState], cause: str = "error") -> list[Trial]:
 def test_as_many_are_proposed_as_slots_are_idle_and_the_budget_allows(
     states: list[TrialState], idle: int, budget: int, expected: Plan
 ) -> None:
-    assert plan(_trials(states), max_trials=budget, idle_slots=idle) == expected
+    assert plan(_trials(states), budget=Budget(max_trials=budget), idle_slots=idle) == expected
 
 
 def test_an_exhausted_space_ends_when_the_last_trial_ended() -> None:
-    assert plan(_trials([F, R]), max_trials=9, idle_slots=3, exhausted=True) == Plan()
-    ended = plan(_trials([F, F]), max_trials=9, idle_slots=3, exhausted=True)
+    assert plan(_trials([F, R]), budget=Budget(max_trials=9), idle_slots=3, exhausted=True) == Plan()
+    ended = plan(_trials([F, F]), budget=Budget(max_trials=9), idle_slots=3, exhausted=True)
     assert ended == Plan(end=CampaignState.FINISHED, message="space exhausted after 2 of 9 trials")
 
 
@@ -60,7 +60,7 @@ def test_an_exhausted_space_ends_when_the_last_trial_ended() -> None:
     [([X, X, R], 2, True), ([X, F, X], 2, False), ([X], 2, False), ([X] * 5, 0, False), ([F, X, X], 2, False)],
 )
 def test_a_campaign_that_only_fails_is_stopped(states: list[TrialState], abort_after: int, aborts: bool) -> None:
-    todo = plan(_trials(states), max_trials=9, idle_slots=1, abort_after=abort_after)
+    todo = plan(_trials(states), budget=Budget(max_trials=9), idle_slots=1, abort_after=abort_after)
     assert (todo.end is CampaignState.FAILED) == aborts
     if aborts:
         assert todo.message == f"the first {abort_after} trials all failed (error): it broke"
@@ -68,7 +68,7 @@ def test_a_campaign_that_only_fails_is_stopped(states: list[TrialState], abort_a
 
 def test_failures_of_different_kinds_do_not_stop_a_campaign() -> None:
     trials = [_trials([X])[0], _trials([X, X], cause="not-a-number")[1]]
-    assert plan(trials, max_trials=9, idle_slots=1, abort_after=2).end is None
+    assert plan(trials, budget=Budget(max_trials=9), idle_slots=1, abort_after=2).end is None
 
 
 @given(
@@ -81,7 +81,7 @@ def test_the_budget_is_never_passed_and_nothing_ends_while_something_runs(
     states: list[TrialState], idle: int, budget: int, exhausted: bool
 ) -> None:
     trials = _trials(states[:budget])
-    todo = plan(trials, max_trials=budget, idle_slots=idle, exhausted=exhausted)
+    todo = plan(trials, budget=Budget(max_trials=budget), idle_slots=idle, exhausted=exhausted)
     assert 0 <= todo.propose <= max(0, budget - len(trials))
     assert todo.propose + sum(t.state is Q for t in trials) <= max(idle, sum(t.state is Q for t in trials))
     if any(t.state in ACTIVE_STATES for t in trials):

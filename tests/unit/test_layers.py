@@ -20,7 +20,7 @@ LAYERS = [
     {"trial", "lifecycle"},
     {"search", "schedule"},
     {"store"},
-    {"campaign", "coordinator", "history"},
+    {"campaign", "planning", "mirror", "coordinator", "history"},
     {"report"},
     {"local"},
     {"cli", "testing"},

@@ -1,0 +1,182 @@
+"""What a coordinator decides, as pure functions of a campaign's trials."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+
+from autotune.lifecycle import common_failure
+from autotune.search import Observation
+from autotune.trial import ACTIVE_STATES, DETERMINISTIC, CampaignState, Cause, Trial, TrialState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a campaign may use, and has used.
+
+    Attributes:
+        max_trials: Number of trials; each counts once, however often it was tried and however it ended.
+        max_s: Seconds in state running, or None.
+        max_device_s: Seconds of devices, summed over all attempts, or None.
+        used_s: Seconds that it has been running.
+        device_s: Seconds of devices that its attempts have used.
+        devices: Number of devices that are in use now.
+    """
+
+    max_trials: int
+    max_s: float | None = None
+    max_device_s: float | None = None
+    used_s: float = 0.0
+    device_s: float = 0.0
+    devices: float = 0.0
+
+    @property
+    def spent(self) -> str | None:
+        """Which of the budgets in time is used up, in words, or None."""
+        if self.max_s is not None and self.used_s >= self.max_s:
+            return f"the budget of {self.max_s / 3600:.4g} hours is used up"
+        if self.max_device_s is not None and self.device_s >= self.max_device_s:
+            return f"the budget of {self.max_device_s / 3600:.4g} device hours is used up"
+        return None
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until a budget in time is used up if nothing changes; infinite where there is none."""
+        left = [math.inf]
+        if self.max_s is not None:
+            left.append(self.max_s - self.used_s)
+        if self.max_device_s is not None and self.devices > 0:
+            left.append((self.max_device_s - self.device_s) / self.devices)
+        return max(0.0, min(left))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to do next.
+
+    Attributes:
+        propose: Number of trials to propose now.
+        end: The state to end the campaign in, or None.
+        message: Why it ends, one line.
+    """
+
+    propose: int = 0
+    end: CampaignState | None = None
+    message: str = ""
+
+
+def plan(
+    trials: Sequence[Trial], *, budget: Budget, idle_slots: int, exhausted: bool = False, abort_after: int = 0
+) -> Plan:
+    """Decide what to do next. Pure.
+
+    As many trials are queued as there are idle slots and no more: a later proposal knows more.
+
+    Args:
+        trials: All trials of the campaign, in order of number.
+        budget: What it may use and has used.
+        idle_slots: Number of slots of live workers that run nothing.
+        exhausted: Whether every configuration of the space is among `trials`.
+        abort_after: End the campaign when its first so many trials all failed for one cause; 0: never.
+    """
+    ended = [t for t in trials if t.state not in ACTIVE_STATES]
+    reason = common_failure([_failure(t) for t in ended], abort_after)
+    if reason is not None:
+        return Plan(end=CampaignState.FAILED, message=reason)
+    complete = len(trials) >= budget.max_trials or exhausted
+    if complete and len(ended) == len(trials):
+        return _ending(trials, budget.max_trials, exhausted)
+    if budget.spent is not None:
+        return _out_of_time(trials, budget)
+    if complete:
+        return Plan()
+    queued = sum(t.state is TrialState.QUEUED for t in trials)
+    return Plan(propose=max(0, min(idle_slots - queued, budget.max_trials - len(trials))))
+
+
+def _ending(trials: Sequence[Trial], max_trials: int, exhausted: bool) -> Plan:
+    finished = sum(t.state is TrialState.FINISHED for t in trials)
+    failed = sum(t.state is TrialState.FAILED for t in trials)
+    parts = []
+    if exhausted and len(trials) < max_trials:
+        parts.append(f"space exhausted after {len(trials)} of {max_trials} trials")
+    if failed:
+        parts.append(f"{failed} of {len(trials)} trials failed")
+    state = CampaignState.FINISHED if finished or not failed else CampaignState.FAILED
+    return Plan(end=state, message="; ".join(parts))
+
+
+def _out_of_time(trials: Sequence[Trial], budget: Budget) -> Plan:
+    finished = sum(t.state is TrialState.FINISHED for t in trials)
+    failed = sum(t.state is TrialState.FAILED for t in trials)
+    state = CampaignState.FINISHED if finished or not failed else CampaignState.FAILED
+    return Plan(end=state, message=f"{budget.spent}; {finished} of {budget.max_trials} trials finished")
+
+
+def _failure(trial: Trial) -> tuple[str, str] | None:
+    attempt = trial.failure
+    if trial.state is not TrialState.FAILED or attempt is None:
+        return None
+    return attempt.cause or Cause.ERROR, attempt.message or ""
+
+
+def device_use(trials: Iterable[Trial], now: datetime) -> tuple[float, float]:
+    """Return (seconds of devices used by all attempts so far, number of devices in use now).
+
+    An attempt uses its share of its device from its claim to its end.
+
+    Args:
+        trials: The trials with their attempts.
+        now: The time on the database's clock, by which attempts that run are counted.
+    """
+    used_s = devices = 0.0
+    for attempt in (a for t in trials for a in t.attempts):
+        if attempt.started_at is None:
+            continue
+        used_s += max(0.0, ((attempt.ended_at or now) - attempt.started_at).total_seconds()) * attempt.share
+        devices += attempt.share if attempt.ended_at is None else 0.0
+    return used_s, devices
+
+
+def observations(trials: Iterable[Trial], mode: str) -> list[Observation]:
+    """Return the history that a search algorithm sees: losses are smaller-is-better."""
+    sign = -1.0 if mode == "max" else 1.0
+    return [
+        Observation(
+            number=t.number,
+            params=t.params,
+            state=str(t.state),
+            loss=None if t.score is None or not math.isfinite(t.score) else sign * t.score,
+            infeasible=is_infeasible(t),
+        )
+        for t in trials
+    ]
+
+
+def is_infeasible(trial: Trial) -> bool:
+    """Return whether a trial failed for a cause that lies in its configuration and would come again."""
+    failure = _failure(trial)
+    return failure is not None and failure[0] in DETERMINISTIC
+
+
+def trial_seed(campaign_seed: int, number: int) -> int:
+    """Return the seed of a trial, below 2**32, from (campaign seed, trial number); the same on every attempt."""
+    return int(np.random.SeedSequence([campaign_seed, number]).generate_state(1)[0])
+
+
+def idle_slots(free: Mapping[str, int], trials: Iterable[Trial]) -> int:
+    """Return how many slots run nothing, by one and the same snapshot of the trials that the search sees.
+
+    Args:
+        free: Worker -> number of its slots that other campaigns leave free.
+        trials: The trials of this campaign.
+    """
+    left = dict(free)
+    for trial in trials:
+        if trial.lease is not None and trial.lease.owner in left:
+            left[trial.lease.owner] -= 1
+    return sum(max(0, number) for number in left.values())
