@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from autotune.errors import CampaignError, nearest
-from autotune.trial import Cause
+from autotune.trial import DETERMINISTIC, Cause
 from autotune.yaml_reader import read_yaml
 
 NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,79}$")
@@ -71,15 +71,15 @@ class FailureSettings(_Section):
     """
 
     abort_after: int = Field(default=10, ge=0)
-    retries: dict[Literal["out-of-memory", "not-a-number", "error", "timeout"], int] = Field(
-        default_factory=lambda: {"out-of-memory": 1}
-    )
+    retries: dict[str, int] = Field(default_factory=lambda: {str(Cause.OUT_OF_MEMORY): 1})
     max_kills: int = Field(default=5, ge=0, le=50)
 
     @field_validator("retries")
     @classmethod
     def _retries(cls, value: dict[str, int]) -> dict[str, int]:
         for cause, count in value.items():
+            if cause not in DETERMINISTIC:
+                raise ValueError(f"unknown cause '{cause}'{nearest(cause, DETERMINISTIC)}")
             if not 0 <= count <= 50:
                 raise ValueError(f"{cause}: {count} is not between 0 and 50")
         return {str(Cause.OUT_OF_MEMORY): 1, **value}

@@ -14,14 +14,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autotune.errors import AutotuneError, LeaseLostError, StoreError, StoreUnreachableError, WorkerError
+from autotune import home
+from autotune.errors import AutotuneError, DataError, LeaseLostError, StoreError, StoreUnreachableError, WorkerError
+from autotune.installed import versions
 from autotune.store.base import CampaignRecord, WorkerRecord
-from autotune.trial import CampaignState, Cause, Failure, Lease
+from autotune.trial import CampaignState, Cause, Failure, Lease, Trial
+from workers.admission import Admission
 from workers.children import Children
+from workers.datasets import DatasetCache
+from workers.delivery import deliver_left_over
 from workers.devices import Slot
-from workers.lease import LeaseKeeper
+from workers.journal import Journal
+from workers.lease import Held, LeaseKeeper
+from workers.refusals import Key, Refusals
+from workers.refusals import key_of as _key
 from workers.runner import Runner
-from workers.versions import versions
+from workers.sharing import DeviceShare
+from workers.stopping import StopRequest
 
 if TYPE_CHECKING:
     from autotune.store.mongo import MongoStore
@@ -33,6 +42,8 @@ _IDLE_S = 2.0
 _BACKOFF_S = 1.0
 _MAX_SERVERS = 2
 _WATCH_END_S = 2.0
+_COURIER_S = 15.0
+_AGAIN_S = 60.0
 
 
 class Agent:
@@ -43,25 +54,42 @@ class Agent:
         slots: What trials run on; one trial at a time in each.
         campaigns: Names of the campaigns to serve, or None for all.
         once: Whether to end when no campaign that it serves is running.
+        grace_s: When it is asked to end, running trials may go on for so long.
+        admission: Which campaigns it serves; default: those of installed workloads and the working directory.
+        folder: Where journal, data and locks of this host lie; default: the service's folder.
     """
 
     def __init__(
-        self, store: MongoStore, slots: Sequence[Slot], *, campaigns: Sequence[str] | None = None, once: bool = False
+        self,
+        store: MongoStore,
+        slots: Sequence[Slot],
+        *,
+        campaigns: Sequence[str] | None = None,
+        once: bool = False,
+        grace_s: float = 0.0,
+        admission: Admission | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._store = store
         self._slots = list(slots)
         self._campaigns = None if campaigns is None else list(campaigns)
         self._once = once
-        self._stop = threading.Event()
+        self._stop = StopRequest(grace_s)
+        self._admission = admission or Admission()
+        place = (folder or home.home()) / "hosts" / socket.gethostname()
+        self._journal = Journal(place / "journal", store.address)
+        self._data = DatasetCache(store)
+        self._shares = {slot.device: DeviceShare(slot.device, place / "devices") for slot in self._slots}
+        self._versions = versions()
         self._work = threading.Condition()
         self._changes = 0
         self._leases = LeaseKeeper(store, self.id)
-        self._servers: dict[tuple[str, str], Children] = {}
+        self._servers: dict[Key, Children] = {}
         self._servers_lock = threading.Lock()
-        self._running: list[tuple[str, str] | None] = [None] * len(self._slots)
+        self._running: list[Key | None] = [None] * len(self._slots)
         self._folder = Path()
-        self._refusals: dict[tuple[str, str], str] = {}
+        self._refusals = Refusals(store, self.id)
 
     def stop(self) -> None:
         """Ask the agent to give its trials back and end. Safe to call from a signal handler."""
@@ -81,16 +109,17 @@ class Agent:
         self._folder = Path(tempfile.mkdtemp(prefix="autotune-worker-"))
         self._leases.start()
         watch = threading.Thread(target=self._watch, name="watch", daemon=True)
+        courier = threading.Thread(target=self._deliver_left_over, name="courier", daemon=True)
         slots = [threading.Thread(target=self._serve, args=(slot,), name=f"slot-{slot.index}") for slot in self._slots]
-        for thread in (watch, *slots):
+        for thread in (watch, courier, *slots):
             thread.start()
         try:
             while not stop.wait(_POLL_S) and any(t.is_alive() for t in slots):
                 pass
         finally:
             self._end(watch, slots)
-        if self._once and self._refusals and not stop.is_set():
-            raise WorkerError(next(iter(self._refusals.values())))
+        if self._once and self._refusals.first is not None and not stop.is_set():
+            raise WorkerError(self._refusals.first)
 
     def _end(self, watch: threading.Thread, slots: list[threading.Thread]) -> None:
         self._stop.set()
@@ -105,6 +134,7 @@ class Agent:
         except StoreError as error:
             _log.warning("%s", error, extra={"action": "sign-off-failed"})
         watch.join(_WATCH_END_S)  # it may hang in a store that does not answer
+        self._data.close()
         shutil.rmtree(self._folder, ignore_errors=True)
         _log.info("ended", extra={"action": "worker-end", "worker": self.id})
 
@@ -117,7 +147,7 @@ class Agent:
                 slots=len(self._slots),
                 devices=tuple(slot.device for slot in self._slots),
                 campaigns=None if self._campaigns is None else tuple(self._campaigns),
-                versions=versions(),
+                versions=self._versions,
             )
         )
         extra = {"action": "worker-start", "worker": self.id, "slots": len(self._slots)}
@@ -131,6 +161,7 @@ class Agent:
                     self._notify()
                     while not self._stop.is_set():
                         if watch.wait(0.5):
+                            self._leases.check()
                             self._notify()
             except StoreError as error:
                 _log.warning("%s", error, extra={"action": "store-away"})
@@ -138,6 +169,18 @@ class Agent:
             except Exception:  # noqa: BLE001 - the slots also look by themselves, but seldom
                 _log.exception("unexpected", extra={"action": "watch-error"})
                 self._stop.wait(_BACKOFF_S)
+
+    def _deliver_left_over(self) -> None:
+        """Bring what earlier workers of this host could not write into the store."""
+        while not self._stop.is_set():
+            try:
+                if deliver_left_over(self._store, self._journal):
+                    self._notify()
+            except StoreError as error:
+                _log.warning("%s", error, extra={"action": "store-away"})
+            except Exception:  # noqa: BLE001 - what is left stays for the next round
+                _log.exception("unexpected", extra={"action": "courier-error"})
+            self._stop.wait(_COURIER_S)
 
     def _notify(self) -> None:
         with self._work:
@@ -172,46 +215,91 @@ class Agent:
                     self._work.wait(_IDLE_S)
 
     def _running_campaigns(self) -> dict[str, CampaignRecord]:
+        """Return the running campaigns that this worker serves; which it refuses is written into the store."""
         found = {r.name: r for r in self._store.campaigns.find([CampaignState.RUNNING])}
-        served = (r for n, r in found.items() if self._campaigns is None or n in self._campaigns)
-        return {r.name: r for r in served if _key(r) not in self._refusals}
+        served = [r for n, r in found.items() if self._campaigns is None or n in self._campaigns]
+        for record in served:
+            if not self._refusals.knows(record):
+                reason = self._admission.refusal(record)
+                self._refusals.set(record, reason, again_s=None if reason is None else _AGAIN_S)
+        return {r.name: r for r in served if self._refusals.of(r) is None}
 
     def _one_trial(self, slot: Slot, running: dict[str, CampaignRecord]) -> bool:
         """Claim a trial and run it to its end; return False when there was none."""
-        trial = self._store.trials.claim(
+        place = self._shares[slot.device].try_shared()
+        if place is None:
+            return False  # a trial has this device for itself, or waits for that
+        with place:
+            trial = self._claim(slot, running)
+            if trial is None or trial.lease is None:
+                return False
+            record = running[trial.campaign]
+            names = {"campaign": trial.campaign, "number": trial.number, "slot": slot.index}
+            _log.info("claimed", extra={"action": "claim", **names})
+            held = self._leases.hold(trial.lease, float(record.spec["lease"]["renewal_s"]))
+            self._running[slot.index] = _key(record)
+            try:
+                if trial.alone:
+                    place.release()
+                    self._run_alone(trial, record, slot, held)
+                else:
+                    self._run(trial, record, slot, held)
+            except DataError as error:
+                self._refusals.set(record, str(error), again_s=_AGAIN_S)
+                self._give_back(trial.lease, error, here_alone=True)
+            except Exception as error:
+                self._give_back(trial.lease, error)
+                raise
+            finally:
+                self._running[slot.index] = None
+                self._leases.drop(trial.lease)
+        return True
+
+    def _claim(self, slot: Slot, running: dict[str, CampaignRecord]) -> Trial | None:
+        return self._store.trials.claim(
             running,
             owner=self.id,
             token=secrets.token_hex(16),
             duration_s={n: float(r.spec["lease"]["duration_s"]) for n, r in running.items()},
             host=socket.gethostname(),
             device=slot.device,
+            share=slot.share,
+            versions=self._versions,
+            mismatch={n: self._admission.mismatch(r) for n, r in running.items()},
         )
-        if trial is None or trial.lease is None:
-            return False
-        record = running[trial.campaign]
-        names = {"campaign": trial.campaign, "number": trial.number, "slot": slot.index}
-        _log.info("claimed", extra={"action": "claim", **names})
-        held = self._leases.hold(trial.lease, float(record.spec["lease"]["renewal_s"]))
-        self._running[slot.index] = _key(record)
+
+    def _run_alone(self, trial: Trial, record: CampaignRecord, slot: Slot, held: Held) -> None:
+        """Run a trial, that ran out of memory before, when nothing else runs on its device."""
+        _log.info("waits for the device", extra={"action": "alone", "campaign": trial.campaign, "number": trial.number})
+        place = self._shares[slot.device].alone(self._stop, held.lost.is_set)
+        if place is None:
+            if not held.lost.is_set():
+                self._give_back(held.lease, WorkerError("the worker was stopped"))
+            return
+        with place:
+            self._run(trial, record, slot, held)
+
+    def _run(self, trial: Trial, record: CampaignRecord, slot: Slot, held: Held) -> None:
+        journal = self._journal.open_attempt(held.lease)
         try:
             runner = Runner(
-                store=self._store, children=self._children(record), trial=trial, spec=record.spec,
-                metric=record.metric, slot=slot, held=held, stop=self._stop,
+                store=self._store, children=self._children(record), trial=trial, metric=record.metric, slot=slot,
+                held=held, journal=journal, stop=self._stop,
             )  # fmt: skip
             runner.run()
-            if runner.refusal is not None:
-                self._refusals[_key(record)] = runner.refusal
-                _log.error("%s; it serves this campaign no more", runner.refusal, extra={"action": "refuse", **names})
-        except Exception as error:
-            self._give_back(trial.lease, error)
-            raise
         finally:
-            self._running[slot.index] = None
-            self._leases.drop(trial.lease)
-        return True
+            journal.close()
+        if runner.refusal is not None:
+            self._refusals.set(record, runner.refusal)
 
-    def _give_back(self, lease: Lease, error: Exception) -> None:
-        """End an attempt that this worker could not carry out; the trial goes to another, but not for ever."""
+    def _give_back(self, lease: Lease, error: Exception, *, here_alone: bool = False) -> None:
+        """End an attempt that this worker could not carry out; the trial goes to another, but not for ever.
+
+        Args:
+            lease: The attempt's lease.
+            error: Why.
+            here_alone: Whether that can only be a fault of this host, which will not take the trial again.
+        """
         stopped = self._stop.is_set()
         failure = Failure(
             cause=Cause.PREEMPTED if stopped else Cause.LOST,
@@ -219,22 +307,27 @@ class Agent:
             traceback=None if isinstance(error, AutotuneError) else "".join(traceback.format_exception(error)),
         )
         try:
-            self._store.trials.end_attempt(lease, failure, process_killed=not stopped)
+            self._store.trials.end_attempt(lease, failure, process_killed=not stopped and not here_alone)
         except (StoreError, LeaseLostError) as refused:
             extra = {"action": "give-back-failed", "campaign": lease.campaign, "number": lease.number}
             _log.warning("%s", refused, extra=extra)
 
     def _children(self, record: CampaignRecord) -> Children:
-        """Return the fork server of a campaign, started or not; those of campaigns that no slot serves are ended."""
+        """Return the fork server of a campaign, started or not; those of campaigns that no slot serves are ended.
+
+        Raises:
+            DataError: If this host lacks the campaign's data and cannot fetch them.
+        """
         key = _key(record)
         with self._servers_lock:
-            children = self._servers.pop(key, None) or Children(record.spec, self._folder)
+            is_new = key not in self._servers
+        spec = self._data.localise(record.spec, self._stop) if is_new else record.spec
+        with self._servers_lock:
+            children = self._servers.pop(key, None) or Children(spec, self._folder)
             self._servers[key] = children
             idle = [k for k in self._servers if k not in self._running]
             for old in idle[: max(0, len(self._servers) - _MAX_SERVERS)]:
-                self._servers.pop(old).stop()
+                gone = self._servers.pop(old)
+                gone.stop()
+                self._data.release(gone.spec)
         return children
-
-
-def _key(record: CampaignRecord) -> tuple[str, str]:
-    return record.name, record.spec_hash

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -58,6 +60,7 @@ def main(channel: Channel, request: Mapping[str, Any]) -> int:
     """
     sender = Sender(channel)
     threading.Thread(target=sender.listen, name="agent", daemon=True).start()
+    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
     timing: dict[str, float] = {}
     loading = True
     try:
@@ -78,10 +81,10 @@ def main(channel: Channel, request: Mapping[str, Any]) -> int:
     except BaseException as error:  # noqa: BLE001 - however the objective ends, the agent is told why
         failure = outcome.as_failure(error)
         failed = {"cause": str(failure.cause), "message": failure.message, "traceback": failure.traceback}
-        sender.send({"failed": failed, "timing": timing, "loading": loading})
+        sender.send({"failed": failed, "timing": {**timing, **gpu_memory()}, "loading": loading})
         return 1
     plain = {"score": result.score, "metrics": dict(result.metrics), "facts": dict(result.facts)}
-    sender.send({"result": plain, "timing": timing})
+    sender.send({"result": plain, "timing": {**timing, **gpu_memory()}})
     return 0
 
 
@@ -98,6 +101,17 @@ def seed_generators(seed: int) -> None:
             function = getattr(function, part, None)
         if function is not None:
             function(seed)
+
+
+def gpu_memory() -> dict[str, float]:
+    """Return ``{"peak_gpu_mb": the most memory that torch held on this process's GPU}``; empty where there was none."""
+    torch: Any = sys.modules.get("torch")
+    try:
+        if torch is None or not torch.cuda.is_initialized():
+            return {}
+        return {"peak_gpu_mb": torch.cuda.max_memory_allocated() / 2**20}
+    except Exception:  # noqa: BLE001 - a broken device must not hide why the training ended
+        return {}
 
 
 def limit_threads(threads: int) -> None:

@@ -22,10 +22,13 @@ class Children:
     Args:
         spec: The campaign file as plain values; its objective and data are loaded in the server.
         folder: Where the children's logs go.
+
+    Attributes:
+        spec: That campaign file; its data lie where this host has them.
     """
 
     def __init__(self, spec: Mapping[str, Any], folder: Path) -> None:
-        self._spec = dict(spec)
+        self.spec = dict(spec)
         self._folder = folder
         self._lock = threading.Lock()
         self._server: ServerProcess | None = None
@@ -51,13 +54,13 @@ class Children:
         with self._lock:
             if self._server is not None and self._server.alive:
                 return
-            for preload in (self._spec, None):
+            for preload in (self.spec, None):
                 if stop.is_set():
                     raise WorkerError("the worker was stopped before the fork server was ready")
                 started_s = time.monotonic()
                 server = ServerProcess(preload, self._folder)
                 answer = server.answer(stop)
-                names = {"campaign": self._spec["name"], "preload": preload is not None}
+                names = {"campaign": self.spec["name"], "preload": preload is not None}
                 if answer["ready"]:
                     self._server = server
                     if answer.get("error"):

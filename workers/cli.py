@@ -12,6 +12,7 @@ from autotune import logs
 from autotune.errors import InputError
 from autotune.processes import stop_on_signals, stop_with_parent
 from autotune.store.mongo import open_store
+from workers.admission import Admission
 from workers.agent import Agent
 from workers.devices import Slot, make_slots
 
@@ -24,6 +25,24 @@ from workers.devices import Slot, make_slots
 )
 @click.option("--slots-per-device", default=1, show_default=True, metavar="K", help="Trials at a time on each device.")
 @click.option("--threads", type=int, metavar="N", help="CPU threads per slot; default: this machine's cores, shared.")
+@click.option(
+    "--grace",
+    "grace_s",
+    default=10.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds that running trials may still take when the worker is asked to end.",
+)
+@click.option(
+    "--allow-objective",
+    "allowed",
+    multiple=True,
+    metavar="MODULE",
+    help="A module or package that objectives may come from, beside the working directory; repeatable.",
+)
+@click.option(
+    "--allow-mismatch", is_flag=True, help="Serve campaigns launched with other package versions or source; recorded."
+)
 @click.option("--once", is_flag=True, help="End when the campaigns need nothing more.")
 @click.option("--share", default="0/1", hidden=True, help="i/n: the i-th of n workers that divide this machine.")
 @click.option("--with-parent", type=int, hidden=True, help="End when this process, the parent, ends.")
@@ -33,14 +52,17 @@ def worker(
     devices: str,
     slots_per_device: int,
     threads: int | None,
+    grace_s: float,
+    allowed: tuple[str, ...],
+    allow_mismatch: bool,
     once: bool,
     share: str,
     with_parent: int | None,
 ) -> None:
     """Pull trials from the store and train them, one at a time on each device.
 
-    Joins campaigns that run already. The first Ctrl-C or SIGTERM gives running trials back and ends with exit code 0; a
-    second one ends at once.
+    Joins campaigns that run already. At the first Ctrl-C or SIGTERM running trials may still end within --grace, then
+    they go back to the store, and it ends with exit code 0; a second one ends at once.
     """
     logs.configure()
     slots = share_slots(make_slots(devices, slots_per_device, threads), share, given_threads=threads)
@@ -49,7 +71,11 @@ def worker(
     stop = threading.Event()
     with open_store(store) as opened, stop_on_signals(stop, at_once=lambda: os._exit(130)):
         stop_with_parent(stop, with_parent)
-        Agent(opened, slots, campaigns=campaigns or None, once=once).run(stop)
+        agent = Agent(
+            opened, slots, campaigns=campaigns or None, once=once, grace_s=grace_s,
+            admission=Admission(allowed, allow_mismatch=allow_mismatch),
+        )  # fmt: skip
+        agent.run(stop)
 
 
 def share_slots(slots: list[Slot], share: str, *, given_threads: int | None) -> list[Slot]:

@@ -23,12 +23,14 @@ class Slot:
         device: ``cpu`` or ``cuda:<uuid>``, as kept with each attempt.
         visible: Value of ``CUDA_VISIBLE_DEVICES`` for the trial; empty for the CPU.
         threads: CPU threads that the trial may use.
+        share: The part of the device that it has: 1 over the number of this worker's slots on it.
     """
 
     index: int
     device: str
     visible: str
     threads: int
+    share: float = 1.0
 
     @property
     def trial_device(self) -> str:
@@ -114,7 +116,9 @@ def make_slots(
     count = len(chosen) * per_device
     share = threads or max(1, len(os.sched_getaffinity(0)) // count)
     places = [place for place in chosen for _ in range(per_device)]
-    return [Slot(index=i, device=d, visible=v, threads=share) for i, (d, v) in enumerate(places)]
+    return [
+        Slot(index=i, device=d, visible=v, threads=share, share=1.0 / per_device) for i, (d, v) in enumerate(places)
+    ]
 
 
 def _choose(devices: str, gpus: list[str] | None) -> list[str]:

@@ -19,6 +19,7 @@ import numpy as np
 from autotune.errors import CampaignError, InputError
 from autotune.space import Choice, LogNormal, Normal, Numeric, parse_space
 from autotune.space.walks import sample
+from workers.versions import environment
 from workers.workloads.base import Workload
 from workers.workloads.registry import get_workload
 
@@ -30,7 +31,7 @@ def inspect(campaign: Mapping[str, Any]) -> dict[str, Any]:
         campaign: The campaign file as plain values.
 
     Returns:
-        ``{"space", "metrics", "default_metric", "facts"}``; for ``module:callable`` only ``facts``.
+        ``{"space", "metrics", "default_metric", "facts", "environment"}``; for ``module:callable`` only ``facts``.
 
     Raises:
         InputError: What is wrong, one line.
@@ -50,6 +51,7 @@ def inspect(campaign: Mapping[str, Any]) -> dict[str, Any]:
         "metrics": {name: asdict(spec) for name, spec in workload.metrics().items()},
         "default_metric": workload.default_metric,
         "facts": {**workload.inspect(data, split), "settings": workload.settings()},
+        "environment": environment(campaign["objective"]),
     }
 
 

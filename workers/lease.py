@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 SEEN_S = 10.0
 """How often an idle worker writes that it lives."""
 _RETRY_S = 0.5
+_CHECK_S = 1.0
 _STOP_TIMEOUT_S = 5.0
 
 
@@ -54,6 +55,7 @@ class LeaseKeeper:
         self._clock = clock or SystemClock()
         self._held: dict[str, Held] = {}
         self._renewed_s: dict[str, float] = {}
+        self._checked: set[str] = set()
         self._seen_s = -SEEN_S
         self._lock = threading.Lock()
         self._changed = threading.Event()
@@ -79,11 +81,21 @@ class LeaseKeeper:
         self._changed.set()
         return held
 
+    def check(self) -> None:
+        """Renew all leases soon: one of them may have been taken away, by a cancellation for example.
+
+        Those that were renewed within the last second are left until it is over.
+        """
+        with self._lock:
+            self._checked.update(self._held)
+        self._changed.set()
+
     def drop(self, lease: Lease) -> None:
         """Stop keeping a lease alive."""
         with self._lock:
             self._held.pop(lease.token, None)
             self._renewed_s.pop(lease.token, None)
+            self._checked.discard(lease.token)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -106,8 +118,7 @@ class LeaseKeeper:
         """
         now_s = self._clock.monotonic_s()
         with self._lock:
-            waits_s = {token: self._renewed_s[token] + h.renewal_s - now_s for token, h in self._held.items()}
-            due = [h for token, h in self._held.items() if waits_s[token] <= 0 and not h.lost.is_set()]
+            due = [h for token, h in self._held.items() if self._due_s(token) <= now_s and not h.lost.is_set()]
         if due:
             self.renew(due)
         if due or now_s - self._seen_s >= SEEN_S:
@@ -115,9 +126,13 @@ class LeaseKeeper:
             self._seen_s = now_s
         with self._lock:
             self._renewed_s.update((h.lease.token, now_s) for h in due if h.lease.token in self._held)
-            alive = [(token, h) for token, h in self._held.items() if not h.lost.is_set()]
-            times_s = [self._renewed_s[token] + h.renewal_s for token, h in alive]
+            self._checked.difference_update(h.lease.token for h in due)
+            times_s = [self._due_s(token) for token, h in self._held.items() if not h.lost.is_set()]
         return max(0.0, min([*times_s, self._seen_s + SEEN_S]) - self._clock.monotonic_s())
+
+    def _due_s(self, token: str) -> float:
+        renewal_s = self._held[token].renewal_s
+        return self._renewed_s[token] + (min(_CHECK_S, renewal_s) if token in self._checked else renewal_s)
 
     def renew(self, held: list[Held]) -> None:
         """Renew these leases now, and mark those that are gone.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from autotune.errors import ObjectiveError
@@ -85,6 +86,8 @@ def import_callable(name: str) -> Callable[[Trial], Any]:
         raise ObjectiveError(f"cannot import the objective '{name}': {type(error).__name__}: {error}") from error
     for part in attribute.split("."):
         found = getattr(found, part, None)
+        if isinstance(found, ModuleType):
+            raise ObjectiveError(f"'{name}' reaches into the module '{found.__name__}'; name the callable's own module")
     if not callable(found):
         raise ObjectiveError(f"module '{module_name}' has no callable '{attribute}'")
     return found  # type: ignore[no-any-return]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from autotune.errors import LeaseLostError, StoreUnreachableError
 from autotune.trial import Report
+from workers.journal import AttemptJournal
 from workers.lease import Held
 
 if TYPE_CHECKING:
@@ -26,11 +27,14 @@ class ReportSender:
     Args:
         store: An open store.
         held: The trial's lease; marked as lost when the store says so.
+        journal: Keeps on disk what the store could not take.
     """
 
-    def __init__(self, store: MongoStore, held: Held) -> None:
+    def __init__(self, store: MongoStore, held: Held, journal: AttemptJournal) -> None:
         self._store = store
         self._held = held
+        self._journal = journal
+        self._journaled = 0
         self._pending: list[Report] = []
         self._lock = threading.Lock()
         self._some = threading.Event()
@@ -67,9 +71,23 @@ class ReportSender:
                 self._held.lost.set()
             except StoreUnreachableError as error:
                 _log.warning("%s", error, extra={"action": "reports-wait", **names})
-                with self._lock:
-                    self._pending = [*batch, *self._pending][-MAX_PENDING:]
+                self._put_back(batch)
                 self._some.set()
             except Exception:  # noqa: BLE001 - a report that the store refuses must not end the training
                 _log.exception("reports dropped", extra={"action": "reports-refused", **names})
+            else:
+                self._forget_journal()
             self._closed.wait(EVERY_S)
+
+    def _put_back(self, batch: list[Report]) -> None:
+        """Keep reports that the store did not take, on disk too; the first `_journaled` of them are there already."""
+        self._journal.reports(batch[self._journaled :])
+        with self._lock:
+            pending = [*batch, *self._pending]
+            self._pending = pending[-MAX_PENDING:]
+        self._journaled = max(0, len(batch) - (len(pending) - len(self._pending)))
+
+    def _forget_journal(self) -> None:
+        if self._journaled:
+            self._journal.discard()
+            self._journaled = 0

@@ -47,7 +47,14 @@ class Child:
             if self.pid is None or self.ended.is_set():
                 break
             signal_group(self.pid, number)
+            signal_group(self.pid, signal.SIGCONT)  # one that is stopped would not hear of it
             self.ended.wait(grace_s)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process alone, if it runs."""
+        if self.pid is not None and not self.ended.is_set():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self.pid, number)
 
     def log_tail(self, lines: int = 200) -> str:
         """Return the end of what the process printed."""

@@ -29,6 +29,12 @@ def _crew_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--slots-per-device", default=1, show_default=True, metavar="K", help="Trials at a time per device."
         ),
+        click.option(
+            "--allow-mismatch", is_flag=True, help="Let workers differ in package versions or source; recorded."
+        ),
+        click.option(
+            "--allow-objective", "allowed", multiple=True, metavar="MODULE", help="Let workers import it; repeatable."
+        ),
         click.option("--devices", default="auto", show_default=True, help="auto, cpu, or GPU numbers: 0,1."),
         click.option(
             "--workers", default=1, show_default=True, metavar="N", help="Local workers; 0: others do the work."
@@ -67,7 +73,7 @@ def resume(name: str, store_uri: str | None, **options: Any) -> int:
     """Go on with campaign NAME, paused or without a coordinator, to exactly its budget."""
     _check_options(**options)
     with open_store(store_uri) as store:
-        crew = _crew(store, name, **options)
+        crew = _crew(store, name, trusted=store.is_local, **options)
         reopen(store, name)
         _note_start(store, name, CampaignState.RUNNING)
         return _run(store, crew, **options)
@@ -78,8 +84,22 @@ def _check_options(*, detach: bool, out: str | None, **_: Any) -> None:
         raise InputError("--out does not go with --detach; later: autotune report NAME --out DIR")
 
 
-def _crew(store: MongoStore, name: str, *, workers: int, devices: str, slots_per_device: int, **_: Any) -> Crew:
-    return Crew(store_uri=store.uri, campaign=name, workers=workers, devices=devices, slots_per_device=slots_per_device)
+def _crew(
+    store: MongoStore,
+    name: str,
+    *,
+    workers: int,
+    devices: str,
+    slots_per_device: int,
+    allow_mismatch: bool,
+    allowed: tuple[str, ...],
+    trusted: bool = True,
+    **_: Any,
+) -> Crew:
+    return Crew(
+        store_uri=store.uri, campaign=name, workers=workers, devices=devices, slots_per_device=slots_per_device,
+        allow_mismatch=allow_mismatch, allowed=allowed, trusted=trusted,
+    )  # fmt: skip
 
 
 def _note_start(store: MongoStore, name: str, state: CampaignState) -> None:
@@ -113,7 +133,7 @@ def _detach(store: MongoStore, crew: Crew) -> int:
     crew.detached = True
     record = store.campaigns.get(crew.campaign)
     if record.state is CampaignState.RUNNING:
-        crew.start(record.paths)
+        crew.start(record)
         failed = crew.failed_at_start()
         if failed is not None:
             crew.stop()

@@ -14,6 +14,7 @@ from pathlib import Path
 from autotune import home
 from autotune.clock import SystemClock
 from autotune.errors import InputError, WorkerError
+from autotune.store.base import CampaignRecord
 from autotune.store.mongo import URI_VARIABLE
 
 MAX_STARTS = 5
@@ -21,6 +22,8 @@ STEADY_S = 300.0
 """A process that ran so long before it ended starts with a clean record."""
 DEVICES = re.compile(r"^(auto|cpu|[0-9A-Za-z-]+(,[0-9A-Za-z-]+)*)$")
 STOP_TIMEOUT_S = 30.0
+GRACE_S = 1.0
+"""So long running trials may go on when the local workers are asked to end."""
 
 
 _CLOCK = SystemClock()
@@ -67,6 +70,10 @@ class Crew:
         workers: Number of workers; they divide this machine's devices and cores.
         devices: As `autotune worker --devices`.
         slots_per_device: As `autotune worker --slots-per-device`.
+        allow_mismatch: As `autotune worker --allow-mismatch`.
+        allowed: As `autotune worker --allow-objective`.
+        trusted: Whether the workers may import the campaign's objective from where the store says: the campaign was
+            launched by this process, or the store is on this machine.
         detached: Whether the processes outlive this one.
         members: The processes.
         asked_to_stop: Whether they were asked to end.
@@ -80,6 +87,9 @@ class Crew:
     workers: int = 1
     devices: str = "auto"
     slots_per_device: int = 1
+    allow_mismatch: bool = False
+    allowed: tuple[str, ...] = ()
+    trusted: bool = True
     detached: bool = False
     members: list[Member] = field(default_factory=list)
     asked_to_stop: bool = False
@@ -99,22 +109,26 @@ class Crew:
             if member.process is not None and member.process.poll() is None:
                 member.process.returncode = 0
 
-    def start(self, paths: tuple[str, ...] = ()) -> None:
+    def start(self, record: CampaignRecord) -> None:
         """Start the coordinator and the workers.
 
         Args:
-            paths: Folders where the workers look for the objective's module.
+            record: The campaign: where its objective lies.
 
         Raises:
             WorkerError: If a process cannot be started.
         """
-        self._paths = tuple(path for path in paths if os.path.isdir(path))
+        module, _, function = str(record.spec["objective"]).partition(":")
+        allowed = [*self.allowed, *([module] if self.trusted and function else [])]
+        self._paths = tuple(path for path in record.paths if self.trusted and os.path.isdir(path))
         parent = [] if self.detached else ["--with-parent", str(os.getpid())]
         coordinator = [sys.executable, "-m", "autotune.cli.main", "coordinator", self.campaign, *parent]
         self._add("coordinator", coordinator)
         for index in range(self.workers):
             worker = [sys.executable, "-m", "workers", "--campaign", self.campaign, "--once", "--devices", self.devices]
             worker += ["--slots-per-device", str(self.slots_per_device), "--share", f"{index}/{self.workers}", *parent]
+            worker += ["--grace", str(GRACE_S), *(part for name in allowed for part in ("--allow-objective", name))]
+            worker += ["--allow-mismatch"] if self.allow_mismatch else []
             self._add(f"worker-{index}", worker)
 
     def _add(self, role: str, command: list[str]) -> None:

@@ -74,7 +74,7 @@ def follow(store: MongoStore, crew: Crew, on_progress: Callable[[Progress], None
     try:
         progress = follower.progress()
         if progress.state is CampaignState.RUNNING:
-            crew.start(store.campaigns.get(crew.campaign).paths)
+            crew.start(store.campaigns.get(crew.campaign))
         while progress.state is CampaignState.RUNNING or (progress.state is CampaignState.PAUSED and crew.working()):
             show(progress)
             if progress.state is CampaignState.RUNNING and not progress.away_s:

@@ -15,7 +15,9 @@ import numpy as np
 from autotune import errors
 from autotune.campaign import Campaign, load_campaign, parse_campaign, resolve_data_path
 from autotune.errors import CampaignError, SpaceError, WorkerError
+from autotune.installed import versions
 from autotune.search import make_search, search_settings
+from autotune.sources import source_hash
 from autotune.space import Space, parse_space
 from autotune.store.base import CampaignRecord
 
@@ -126,10 +128,21 @@ def resolve(campaign: Campaign, paths: tuple[str, ...] = ()) -> CampaignRecord:
         metric=metric,
         facts=facts,
         paths=paths,
+        environment=found.get("environment") or environment_of(campaign.objective, paths),
         max_trials=campaign.budget.max_trials,
         max_hours=campaign.budget.max_hours,
         max_device_hours=campaign.budget.max_device_hours,
     )
+
+
+def environment_of(objective: str, paths: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return package versions of this host and the hash of the source of ``module:callable``, None if it is not here.
+
+    Args:
+        objective: The objective.
+        paths: Folders to look in before those of `sys.path`.
+    """
+    return {"versions": versions(), "objective_hash": source_hash(objective, paths)}
 
 
 def definition_hash(spec: Mapping[str, Any]) -> str:

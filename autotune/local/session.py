@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +66,7 @@ def launch(
     workers: int = 1,
     devices: str = "auto",
     slots_per_device: int = 1,
+    allow_mismatch: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> CampaignResult:
     """Run a campaign from this machine to its end.
@@ -78,6 +79,7 @@ def launch(
         workers: Number of local workers; they divide this machine's devices. 0: workers elsewhere do the work.
         devices: ``auto``, ``cpu`` or GPU numbers.
         slots_per_device: Number of trials at a time on each device.
+        allow_mismatch: Whether workers may differ from the launch in package versions or source; recorded per attempt.
         on_progress: Called a few times a second.
 
     Returns:
@@ -92,7 +94,7 @@ def launch(
     with _opened(store) as opened:
         crew = Crew(
             store_uri=opened.uri, campaign=checked.name, workers=workers, devices=devices,
-            slots_per_device=slots_per_device,
+            slots_per_device=slots_per_device, allow_mismatch=allow_mismatch,
         )  # fmt: skip
         submit(opened, checked, objective_paths(campaign))
         return result_of(opened, follow(opened, crew, on_progress))
@@ -105,9 +107,14 @@ def resume(
     workers: int = 1,
     devices: str = "auto",
     slots_per_device: int = 1,
+    allow_mismatch: bool = False,
+    allowed: Sequence[str] = (),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> CampaignResult:
     """Go on with a campaign that was paused or lost its coordinator, to exactly its budget. Arguments as for `launch`.
+
+    Args:
+        allowed: Modules that workers may import objectives from; on a store of this machine the campaign's own always.
 
     Raises:
         NotFoundError: If there is no such campaign.
@@ -115,8 +122,9 @@ def resume(
     """
     with _opened(store) as opened:
         crew = Crew(
-            store_uri=opened.uri, campaign=name, workers=workers, devices=devices, slots_per_device=slots_per_device
-        )
+            store_uri=opened.uri, campaign=name, workers=workers, devices=devices, slots_per_device=slots_per_device,
+            allow_mismatch=allow_mismatch, allowed=tuple(allowed), trusted=opened.is_local,
+        )  # fmt: skip
         reopen(opened, name)
         return result_of(opened, follow(opened, crew, on_progress))
 

@@ -12,6 +12,7 @@ from autotune.lifecycle import Event, sources
 from autotune.store.connection import Connection, mapped
 from autotune.store.documents import report_value
 from autotune.store.schema import SCHEMA_VERSION
+from autotune.store.trial_ends import ran_out_of
 from autotune.trial import Lease, Report
 
 _DUPLICATE_KEY = 11000
@@ -26,24 +27,28 @@ class Reports:
         self._trials = connection.database["trials"]
 
     @mapped
-    def add(self, lease: Lease, reports: Sequence[Report]) -> None:
+    def add(self, lease: Lease, reports: Sequence[Report], *, ran_out: bool = False) -> None:
         """Write reports of a running trial. Idempotent on (trial, step).
 
         The trial is touched first with the lease's token in the filter; each report is then written only where no
         later attempt has written that step, so a writer whose lease goes in between changes nothing that counts.
+
+        Args:
+            lease: The attempt's lease.
+            reports: What to write.
+            ran_out: Whether a lease that ran out is enough, while the trial is queued and no other attempt has begun:
+                right before the result of such an attempt is delivered.
 
         Raises:
             LeaseLostError: If the lease is not this one any more; then nothing is written.
         """
         if not reports:
             return
+        mine = [{"state": {"$in": sources(Event.REPORT)}, "lease.token": lease.token}]
+        if ran_out:
+            mine.append(ran_out_of(lease))
         held = self._trials.update_one(
-            {
-                "campaign": lease.campaign,
-                "number": lease.number,
-                "state": {"$in": sources(Event.REPORT)},
-                "lease.token": lease.token,
-            },
+            {"campaign": lease.campaign, "number": lease.number, "$or": mine},
             {"$max": {"last_step": max(r.step for r in reports)}},
         )
         if not held.matched_count:

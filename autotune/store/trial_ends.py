@@ -10,11 +10,20 @@ from autotune.errors import LeaseLostError, ObjectiveError
 from autotune.lifecycle import KILLED, Event, RetryPolicy, after_attempt, sources, target
 from autotune.store.connection import mapped
 from autotune.store.documents import failure_fields, result_fields
-from autotune.store.expressions import expired
+from autotune.store.expressions import expired, literal
 from autotune.store.trial_reads import TrialReads
 from autotune.trial import Cause, Failure, Lease, Result, TrialState
 
 _ENDS = {"attempts.token": 1, "attempts.cause": 1, "attempts.ended_by_holder": 1, "ends": 1, "state": 1}
+
+
+def ran_out_of(lease: Lease) -> dict[str, Any]:
+    """Return a filter for the trial whose last attempt had this lease, which ran out, and where nobody has begun."""
+    return {
+        "state": {"$in": sources(Event.DELIVER)},
+        "$expr": {"$eq": [{"$last": "$attempts.token"}, literal(lease.token)]},
+        "attempts": {"$elemMatch": {"token": lease.token, "ended_by_holder": None}},
+    }
 
 
 class TrialEnds(TrialReads):
@@ -44,19 +53,19 @@ class TrialEnds(TrialReads):
         )
         if now is not None and now["attempts"][-1]["token"] == lease.token:
             return
-        self._trials.update_one(
+        kept = self._trials.update_one(
             {"campaign": lease.campaign, "number": lease.number, "attempts.token": lease.token},
             {"$set": {"attempts.$.late_result": fields}},
         )
         raise LeaseLostError(
-            f"trial {lease.number} of '{lease.campaign}' has been given to another; result kept as late"
+            f"trial {lease.number} of '{lease.campaign}' has been given to another; result "
+            + ("kept as late" if kept.matched_count else "dropped, it is of an attempt of long ago")
         )
 
     def _deliver(self, lease: Lease, fields: Mapping[str, Any], attempt: Mapping[str, Any]) -> bool:
         """Accept a result whose lease ran out, if its attempt is still the trial's last one and nobody has begun."""
-        is_last = {"$eq": [{"$last": "$attempts.token"}, lease.token]}
-        query = {"$expr": is_last, "attempts": {"$elemMatch": {"token": lease.token, "ended_by_holder": None}}}
-        return self._move(lease, Event.DELIVER, query, fields, {**attempt, "cause": None, "message": None}, {})
+        ended = {**attempt, "cause": None, "message": None}
+        return self._move(lease, Event.DELIVER, ran_out_of(lease), fields, ended, {})
 
     @mapped
     def end_attempt(
@@ -99,7 +108,7 @@ class TrialEnds(TrialReads):
             **({"process_killed": True} if process_killed else {}),
         }
         counts = {str(failure.cause): 1, **({KILLED: 1} if process_killed else {})}
-        fields = {"alone": failure.cause is Cause.OUT_OF_MEMORY}
+        fields = {"alone": True} if failure.cause is Cause.OUT_OF_MEMORY else {}  # losing a worker does not undo it
         if not self._end(lease, event, fields, attempt, counts):
             raise LeaseLostError(f"trial {lease.number} of '{lease.campaign}' has been given to another")
         return target(event)

@@ -172,7 +172,8 @@ def test_an_objective_that_cannot_be_imported_fails_the_trial_only(
     file = write_campaign(tmp_path, objective="nowhere:train", failures={"abort_after": 2})
     good = write_campaign(tmp_path, name="good").rename(tmp_path / "good.yaml")
     file = write_campaign(tmp_path, objective="nowhere:train", failures={"abort_after": 2})
-    with background(tmp_path, store_uri, "worker", "--devices", "cpu") as worker:
+    worker_options = ["--devices", "cpu", "--allow-objective", "nowhere"]
+    with background(tmp_path, store_uri, "worker", *worker_options) as worker:
         with background(tmp_path, store_uri, "launch", str(file), "--workers", "0") as launch:
             assert launch.wait(60) == 6
         attempt = store.trials.get("sine", 0).attempts[0]
@@ -240,7 +241,11 @@ def test_a_worker_that_cannot_load_the_objective_burns_no_trials_of_a_campaign_t
     with background(tmp_path, store_uri, "launch", str(file), "--workers", "1") as launch:
         until(lambda: store.campaigns.find() and store.trials.counts("sine").get(TrialState.FINISHED, 0) >= 1)
         (tmp_path / "go").unlink()
-        with background(elsewhere, store_uri, "worker", "--devices", "cpu", "--once", "--campaign", "sine") as worker:
+        options = ["--devices", "cpu", "--once", "--campaign", "sine"]
+        with background(elsewhere, store_uri, "worker", *options) as worker:
+            assert worker.wait(60) == 1
+            assert "--allow-objective objectives" in worker.stderr.read()
+        with background(elsewhere, store_uri, "worker", *options, "--allow-objective", "objectives") as worker:
             assert worker.wait(60) == 1
             assert "cannot load the objective of 'sine'" in worker.stderr.read()
         (tmp_path / "go").touch()

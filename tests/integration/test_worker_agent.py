@@ -25,6 +25,7 @@ from tests.objectives.support import (
     wait_until,
     working,
 )
+from workers.admission import Admission
 
 Launch = Callable[..., CampaignRecord]
 
@@ -228,7 +229,7 @@ def test_module_that_appears_while_the_worker_runs(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
     launch("square", objective="not_there_yet:f", max_trials=2)
-    with working(store), coordinating(store):
+    with working(store, admission=Admission(["not_there_yet"])), coordinating(store):
         failed = wait_for_state(store, 0, TrialState.FAILED)
         (tmp_path / "not_there_yet.py").write_text("def f(trial):\n    return 2.0\n")
         assert failed.failure is not None

@@ -15,7 +15,7 @@ import autotune
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 LAYERS = [
-    {"errors", "clock", "yaml_reader", "home", "logs", "processes"},
+    {"errors", "clock", "yaml_reader", "home", "logs", "processes", "installed", "sources"},
     {"space"},
     {"trial", "lifecycle"},
     {"search", "schedule"},

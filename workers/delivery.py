@@ -1,0 +1,168 @@
+"""Brings the end of an attempt into the store, by way of the local journal while the store is away."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from autotune.errors import LeaseLostError, NotFoundError, StoreError, StoreUnreachableError
+from autotune.lifecycle import RetryPolicy
+from autotune.trial import Report
+from workers.ending import Ended
+from workers.journal import AttemptJournal, Entry, Journal
+from workers.lease import Held
+
+if TYPE_CHECKING:
+    from autotune.store.mongo import MongoStore
+
+_log = logging.getLogger(__name__)
+
+_BACKOFF_S = (0.2, 5.0)
+
+
+class Delivery:
+    """Writes how one attempt ended. While the store is away it tries again, for as long as the worker is not stopped.
+
+    Args:
+        store: An open store.
+        held: The attempt's lease; marked as lost when the store says so.
+        journal: Keeps on disk what the store could not take; what is left there when the worker ends is delivered by
+            the next one.
+        policy: How often the trial is tried again.
+        stop: Set when the worker must end.
+    """
+
+    def __init__(
+        self, store: MongoStore, held: Held, journal: AttemptJournal, policy: RetryPolicy, stop: threading.Event
+    ) -> None:
+        self._store = store
+        self._held = held
+        self._journal = journal
+        self._policy = policy
+        self._stop = stop
+
+    def deliver(self, ended: Ended, reports: Sequence[Report]) -> None:
+        """Write the reports that are not in the store, then the end.
+
+        Raises:
+            StoreError: If the store answers but refuses the end.
+        """
+        self._held.ending.set()
+        lease, result, failure, timing = self._held.lease, ended.result, ended.failure, ended.timing
+        if reports and not self._held.lost.is_set():
+            self._deliver_reports(reports)
+        if result is not None:
+            if self._persist(
+                lambda: self._store.trials.finish(lease, result, timing), lambda: self._journal.result(result, timing)
+            ):
+                _log.info("finished", extra={"action": "finish", **names(self._held), "score": result.score})
+        elif failure is not None and not self._held.lost.is_set():
+            killed = ended.process_killed
+            if self._persist(
+                lambda: self._store.trials.end_attempt(
+                    lease, failure, process_killed=killed, timing=timing, policy=self._policy
+                ),
+                lambda: self._journal.failure(failure, killed, timing),
+            ):
+                extra = {"action": "attempt-ended", **names(self._held), "cause": failure.cause}
+                _log.info("%s", failure.message, extra=extra)
+
+    def _deliver_reports(self, reports: Sequence[Report]) -> None:
+        try:
+            # ReportSender keeps in the journal what the store did not take
+            self._persist(lambda: self._store.reports.add(self._held.lease, reports), lambda: False)
+        except StoreError as error:
+            extra = {"action": "reports-refused", **names(self._held), "reports": len(reports)}
+            _log.error("%s", error, extra=extra)
+
+    def _persist(self, write: Callable[[], object], keep: Callable[[], bool]) -> bool:
+        """Write, again while the store is away; return whether it was written.
+
+        Args:
+            write: Writes into the store.
+            keep: Writes into the journal; called once, when the store is away.
+
+        Raises:
+            StoreError: If the store answers but refuses the write.
+        """
+        pause_s = _BACKOFF_S[0]
+        kept = False
+        while True:
+            try:
+                write()
+            except LeaseLostError as error:
+                self._held.lost.set()
+                _log.warning("%s", error, extra={"action": "late", **names(self._held)})
+                return False
+            except StoreUnreachableError as error:
+                _log.warning("%s", error, extra={"action": "store-away", **names(self._held)})
+                kept = kept or keep()
+                if self._stop.wait(pause_s):
+                    return False
+                pause_s = min(_BACKOFF_S[1], pause_s * 2)
+            else:
+                return True
+
+
+def names(held: Held) -> dict[str, Any]:
+    """Return what log lines say of an attempt."""
+    return {"campaign": held.lease.campaign, "number": held.lease.number, "attempt": held.lease.attempt}
+
+
+def deliver_left_over(store: MongoStore, journal: Journal) -> int:
+    """Bring what earlier workers of this host left in the journal into the store; return the number of attempts.
+
+    A result whose trial has been given to another meanwhile is kept as late.
+
+    Raises:
+        StoreUnreachableError: If the store is away; what is left stays.
+    """
+    count = 0
+    for entry in journal.left_over():
+        try:
+            _deliver_entry(store, entry)
+        except StoreUnreachableError:
+            entry.close()
+            raise
+        except (LeaseLostError, StoreError, NotFoundError) as error:
+            _log.warning("%s", error, extra={"action": "late", **_entry_names(entry)})
+        else:
+            _log.info("delivered what an earlier worker left", extra={"action": "delivered", **_entry_names(entry)})
+        entry.done()
+        count += 1
+    return count
+
+
+def _deliver_entry(store: MongoStore, entry: Entry) -> None:
+    if entry.reports:
+        try:
+            store.reports.add(entry.lease, entry.reports, ran_out=entry.result is not None)
+        except LeaseLostError:
+            if entry.result is None:
+                raise
+    if entry.result is not None:
+        store.trials.finish(entry.lease, entry.result, entry.timing)
+    elif entry.failure is not None:
+        policy = policy_of(store.campaigns.get(entry.lease.campaign).spec)
+        store.trials.end_attempt(
+            entry.lease, entry.failure, process_killed=entry.process_killed, timing=entry.timing, policy=policy
+        )
+
+
+def _entry_names(entry: Entry) -> dict[str, Any]:
+    return {"campaign": entry.lease.campaign, "number": entry.lease.number, "attempt": entry.lease.attempt}
+
+
+def policy_of(spec: Mapping[str, Any]) -> RetryPolicy:
+    """Return how often the trials of a campaign are tried again.
+
+    Args:
+        spec: The campaign file as plain values.
+    """
+    failures, default = spec.get("failures") or {}, RetryPolicy()
+    return RetryPolicy(
+        retries={**default.retries, **(failures.get("retries") or {})},
+        max_kills=int(failures.get("max_kills", default.max_kills)),
+    )
