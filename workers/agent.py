@@ -79,7 +79,7 @@ class Agent:
         self._admission = admission or Admission()
         place = (folder or home.home()) / "hosts" / socket.gethostname()
         self._journal = Journal(place / "journal", store.address)
-        self._data = DatasetCache(store)
+        self._data = DatasetCache(store, None if folder is None else folder / "datasets")
         self._shares = {slot.device: DeviceShare(slot.device, place / "devices") for slot in self._slots}
         self._versions = versions()
         self._work = threading.Condition()
@@ -87,6 +87,7 @@ class Agent:
         self._leases = LeaseKeeper(store, self.id)
         self._servers: dict[Key, Children] = {}
         self._servers_lock = threading.Lock()
+        self._tokens: list[str | None] = [None] * len(self._slots)
         self._running: list[Key | None] = [None] * len(self._slots)
         self._folder = Path()
         self._refusals = Refusals(store, self.id)
@@ -256,10 +257,12 @@ class Agent:
         return True
 
     def _claim(self, slot: Slot, running: dict[str, CampaignRecord]) -> Trial | None:
-        return self._store.trials.claim(
+        """Claim a trial; where the store's reply was lost, the next call asks with the same token what became of it."""
+        token = self._tokens[slot.index] = self._tokens[slot.index] or secrets.token_hex(16)
+        trial = self._store.trials.claim(
             running,
             owner=self.id,
-            token=secrets.token_hex(16),
+            token=token,
             duration_s={n: float(r.spec["lease"]["duration_s"]) for n, r in running.items()},
             host=socket.gethostname(),
             device=slot.device,
@@ -267,6 +270,8 @@ class Agent:
             versions=self._versions,
             mismatch={n: self._admission.mismatch(r) for n, r in running.items()},
         )
+        self._tokens[slot.index] = None
+        return trial
 
     def _run_alone(self, trial: Trial, record: CampaignRecord, slot: Slot, held: Held) -> None:
         """Run a trial, that ran out of memory before, when nothing else runs on its device."""

@@ -9,7 +9,7 @@ import click
 from autotune.cli.output import echo_frame, echo_json, echo_table, format_option, store_option
 from autotune.cli.output import show as shown
 from autotune.errors import InputError
-from autotune.trial import CampaignState, TrialState
+from autotune.trial import TrialState
 
 if TYPE_CHECKING:
     from autotune.store.base import CampaignRecord
@@ -52,73 +52,6 @@ def _campaign_row(store: MongoStore, record: CampaignRecord) -> dict[str, Any]:
         "best": None if best is None else best.score,
         "created_at": record.created_at,
     }
-
-
-@click.command()
-@click.argument("name")
-@format_option("table", "json")
-@store_option
-def status(name: str, format_: str, store_uri: str | None) -> None:
-    """Show how far campaign NAME is, who works on it, and why nothing moves if nothing moves."""
-    from autotune.store.mongo import open_store
-
-    with open_store(store_uri) as store:
-        found = _status(store, name)
-    if format_ == "json":
-        echo_json(found)
-        return
-    workers = found.pop("workers")
-    for key, value in found.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{k} {v}" for k, v in value.items()) or "-"
-        click.echo(f"{key}: {shown(value)}")
-    click.echo(f"workers: {len(workers)}")
-    if workers:
-        columns = ["id", "slots", "running", "devices", "seen_at"]
-        echo_table(columns, [[w[c] if c != "devices" else ", ".join(w[c]) for c in columns] for w in workers])
-
-
-def _status(store: MongoStore, name: str) -> dict[str, Any]:
-    record = store.campaigns.get(name)
-    counts = store.trials.counts(name)
-    best = store.trials.best(name, record.metric["mode"])
-    live = store.workers.live(name)
-    busy = store.trials.running_by_owner([w.id for w in live])
-    leader = store.leaders.leader(name)
-    return {
-        "name": name,
-        "state": str(record.state),
-        "message": record.message,
-        "objective": record.spec["objective"],
-        "metric": dict(record.metric),
-        "trials": {str(s): n for s, n in sorted(counts.items())},
-        "max_trials": record.max_trials,
-        "best": None if best is None else {"number": best.number, "score": best.score},
-        "coordinator": leader,
-        "hint": hint(record, counts, leader=leader, workers=len(live)),
-        "created_at": record.created_at,
-        "ended_at": record.ended_at,
-        "workers": [
-            {"id": w.id, "host": w.host, "slots": w.slots, "running": busy.get(w.id, 0), "devices": list(w.devices),
-             "versions": dict(w.versions), "seen_at": w.seen_at}
-            for w in live
-        ],
-    }  # fmt: skip
-
-
-def hint(record: CampaignRecord, counts: dict[TrialState, int], *, leader: str | None, workers: int) -> str:
-    """Return why nothing runs and what to do, or an empty text when all is well."""
-    if record.state is CampaignState.PAUSED:
-        return f"paused; go on with: autotune resume {record.name}"
-    if record.state is not CampaignState.RUNNING:
-        return ""
-    if leader is None:
-        return f"no coordinator; start one: autotune coordinator {record.name} (or autotune resume {record.name})"
-    if workers == 0:
-        return f"no worker serves it; start one: autotune worker --campaign {record.name}"
-    if not counts.get(TrialState.RUNNING):
-        return "nothing runs at this moment; workers are between trials or loading the objective"
-    return ""
 
 
 @click.command()
@@ -208,7 +141,10 @@ def _show_head(trial: Trial) -> None:
         click.echo(f"  {key}: {shown(metric.get('value'))}{f'  ({rest})' if rest else ''}")
     for key, value in trial.facts.items():
         click.echo(f"  {key}: {shown(value)}")
-    click.echo(f"  seed {trial.seed}, configuration {trial.config_hash}")
+    chosen = "by a person" if trial.origin is Origin.PERSON else "by the search"
+    click.echo(f"  seed {trial.seed}, configuration {trial.config_hash}, chosen {chosen}")
+    if trial.claims > len(trial.attempts):
+        click.echo(f"  tried {trial.claims} times; the last {len(trial.attempts)} attempts:")
 
 
 def _show_attempt(index: int, attempt: Attempt) -> None:
@@ -223,5 +159,7 @@ def _show_attempt(index: int, attempt: Attempt) -> None:
         if text:
             click.echo(f"  {title}:")
             click.echo("\n".join("    " + line for line in text.rstrip().splitlines()))
+    for difference in attempt.mismatch:
+        click.echo(f"  differs from the campaign: {difference}")
     if attempt.late_result:
         click.echo(f"  late result, not used: score {shown(attempt.late_result.get('score'))}")

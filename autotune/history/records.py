@@ -34,6 +34,8 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "fold": trial.fold,
         "replicate": trial.replicate,
         "seed": trial.seed,
+        "origin": str(trial.origin),
+        "claims": trial.claims,
         "attempts": [_attempt(attempt) for attempt in trial.attempts],
         "proposed_at": plain(trial.proposed_at),
         "started_at": plain(trial.started_at),
@@ -42,7 +44,8 @@ def _trial(trial: Trial) -> dict[str, Any]:
 
 
 def _attempt(attempt: Attempt) -> dict[str, Any]:
-    names = ("owner", "host", "device", "started_at", "ended_at", "cause", "message", "exit_code", "timing")
+    names = ("owner", "host", "device", "started_at", "ended_at", "cause", "message", "exit_code", "timing", "share",
+             "versions", "mismatch")  # fmt: skip
     return {name: plain(getattr(attempt, name)) for name in names}
 
 

@@ -48,6 +48,8 @@ Collections (each document has a ``schema_version``; validators and indexes are 
                ``versions``, ``refusals`` (campaign -> why it does not serve it), ``state``, ``seen_at``
 ``leaders``    ``_id`` = campaign; ``owner``, ``expires_at``: the coordinator that proposes
 ``events``     audit: ``campaign``, ``at``, ``action``, ``who``, ``detail``
+``datasets.files``, ``datasets.chunks``  GridFS: data files by content, unique on ``metadata.sha256``
+``datasets.pushes``  pushes that have not ended: ``_id`` = hash, ``files_id``, ``touched_at``
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Self
 
 from pymongo.errors import CollectionInvalid, OperationFailure
@@ -10,7 +9,10 @@ from pymongo.errors import CollectionInvalid, OperationFailure
 from autotune.errors import StoreSetupError
 from autotune.store import embedded
 from autotune.store.campaigns import Campaigns
-from autotune.store.connection import CONNECT_TIMEOUT_S, Connection
+from autotune.store.connection import CONNECT_TIMEOUT_S, Connection, lacks_right, named_uri
+from autotune.store.connection import URI_VARIABLE as URI_VARIABLE
+from autotune.store.datasets import Datasets
+from autotune.store.exposure import guard, outside_hosts
 from autotune.store.migrations import migrate
 from autotune.store.reports import Reports
 from autotune.store.schema import INDEXES, SCHEMA_VERSION, VALIDATORS
@@ -19,11 +21,10 @@ from autotune.store.watch import WORK, StreamWatch, progress_of
 from autotune.store.workers import Leaders, Workers
 
 _NAMESPACE_EXISTS = 48
-URI_VARIABLE = "AUTOTUNE_STORE"
 
 
 class MongoStore:
-    """A store, open. Its parts are `campaigns`, `trials`, `reports`, `workers` and `leaders`.
+    """A store, open. Its parts are `campaigns`, `trials`, `reports`, `workers`, `leaders` and `datasets`.
 
     Safe to share between threads; not between processes: after a fork, open another one.
 
@@ -46,6 +47,7 @@ class MongoStore:
         self.reports = Reports(self.connection)
         self.workers = Workers(self.connection)
         self.leaders = Leaders(self.connection)
+        self.datasets = Datasets(self.connection)
         if prepare:
             try:
                 self._prepare()
@@ -65,6 +67,11 @@ class MongoStore:
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all its servers are on this machine, by their addresses."""
+        return not outside_hosts(self.connection.target.hosts)
 
     def watch_work(self) -> StreamWatch:
         """Return a watch for queued trials and changed campaigns: what a worker waits for."""
@@ -122,11 +129,35 @@ class MongoStore:
             database["meta"].update_one({"_id": "schema"}, {"$set": {"version": SCHEMA_VERSION}}, upsert=True)
 
 
-def open_store(uri: str | None = None, timeout_s: float = CONNECT_TIMEOUT_S) -> MongoStore:
-    """Open a store: the one at `uri`, else at ``AUTOTUNE_STORE``, else the embedded one, started if need be.
+def open_store(uri: str | None = None, timeout_s: float = CONNECT_TIMEOUT_S, *, prepare: bool = True) -> MongoStore:
+    """Open a store: the one at `uri`, else the one that the environment names, else the embedded one, started.
+
+    The environment names it by ``AUTOTUNE_STORE``, or by ``AUTOTUNE_STORE_FILE``, the path of a file with the URI.
+
+    Args:
+        uri: ``mongodb://...`` of the server.
+        timeout_s: How long to look for the server before giving up, seconds.
+        prepare: As for `MongoStore`.
 
     Raises:
+        InputError: If it is not a URI of MongoDB.
         StoreUnreachableError: If the server does not answer within `timeout_s` seconds.
-        StoreSetupError: If the embedded server cannot be started; says why.
+        StoreSetupError: If the embedded server cannot be started; if others can reach the store without a password and
+            ``AUTOTUNE_INSECURE`` is not 1; if the user may not use it, or not prepare it. Says what to do.
     """
-    return MongoStore(uri or os.environ.get(URI_VARIABLE) or embedded.start(), timeout_s)
+    named = named_uri(uri)
+    store = MongoStore(named or embedded.start(), timeout_s, prepare=False)
+    try:
+        if named is not None:
+            guard(store.connection)
+        if prepare:
+            store._prepare()
+    except BaseException as error:
+        store.close()
+        if lacks_right(error):
+            raise StoreSetupError(
+                f"the store at {store.address} is not prepared, and this user may not do it; let its owner run: "
+                "autotune store upgrade"
+            ) from error
+        raise
+    return store

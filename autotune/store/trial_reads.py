@@ -10,6 +10,7 @@ from pymongo import ASCENDING, DESCENDING
 from autotune.errors import NotFoundError
 from autotune.store.connection import Connection, mapped
 from autotune.store.documents import trial_value
+from autotune.store.expressions import expired
 from autotune.trial import Trial, TrialState
 
 WITHOUT_TEXTS = {"attempts.traceback": 0, "attempts.log_tail": 0, "attempts.late_result": 0}
@@ -18,7 +19,7 @@ WITHOUT_TEXTS = {"attempts.traceback": 0, "attempts.log_tail": 0, "attempts.late
 _HEAD = {
     "campaign": 1, "number": 1, "params": 1, "config_hash": 1, "state": 1, "score": 1, "lease": 1,
     "attempts.token": 1, "attempts.cause": 1, "attempts.message": 1, "attempts.started_at": 1, "attempts.ended_at": 1,
-    "attempts.share": 1, "claims": 1,
+    "attempts.share": 1, "claims": 1, "ends": 1, "alone": 1,
 }  # fmt: skip
 
 
@@ -78,6 +79,12 @@ class TrialReads:
             [{"$match": {"campaign": campaign}}, {"$group": {"_id": "$state", "n": {"$sum": 1}}}]
         )
         return {TrialState(row["_id"]): int(row["n"]) for row in rows}
+
+    @mapped
+    def overdue(self, campaign: str) -> list[int]:
+        """Return the numbers of the running trials whose lease ran out and that nobody has given back yet."""
+        query = {"campaign": campaign, "state": "running", **expired("lease.expires_at")}
+        return [int(d["number"]) for d in self._trials.find(query, {"number": 1}).sort("number", ASCENDING)]
 
     @mapped
     def running_by_owner(self, owners: Sequence[str], *, but_not: str | None = None) -> dict[str, int]:

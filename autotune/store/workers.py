@@ -12,6 +12,7 @@ from autotune.store.documents import worker_value
 from autotune.store.expressions import NOW, in_seconds, literal
 from autotune.store.schema import SCHEMA_VERSION
 
+_DAY_S = 86_400.0
 LIVE_S = 45.0
 """A worker that was not heard of for so many seconds is taken for gone."""
 
@@ -67,6 +68,16 @@ class Workers:
         """Return the workers heard of lately; all of them or those that serve `campaign`."""
         recent = {"$expr": {"$gt": ["$seen_at", in_seconds(-LIVE_S)]}}
         query: dict[str, Any] = {"state": "active", **recent}
+        if campaign is not None:
+            query["campaigns"] = {"$in": [None, campaign]}
+        return [worker_value(d) for d in self._workers.find(query).sort("_id", 1)]
+
+    @mapped
+    def silent(self, campaign: str | None = None) -> list[WorkerRecord]:
+        """Return the workers that did not sign off and were not heard of lately, though within a day."""
+        silent = {"$expr": {"$and": [{"$lte": ["$seen_at", in_seconds(-LIVE_S)]},
+                                     {"$gt": ["$seen_at", in_seconds(-_DAY_S)]}]}}  # fmt: skip
+        query: dict[str, Any] = {"state": "active", **silent}
         if campaign is not None:
             query["campaigns"] = {"$in": [None, campaign]}
         return [worker_value(d) for d in self._workers.find(query).sort("_id", 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -11,10 +12,10 @@ import pytest
 from autotune.cli.exit_codes import exit_code
 from autotune.cli.output import fitting, plain, show
 from autotune.cli.progress import describe, duration
-from autotune.cli.query import hint
+from autotune.cli.status import Situation, reasons
 from autotune.errors import CampaignError, NotFoundError, StoreError, StoreUnreachableError, WorkerError
 from autotune.local.follow import Progress
-from autotune.store.base import CampaignRecord
+from autotune.store.base import CampaignRecord, WorkerRecord
 from autotune.trial import CampaignState, Trial, TrialState
 
 
@@ -61,20 +62,45 @@ def test_progress_in_words() -> None:
     assert [duration(s) for s in (3, 100, 20000)] == ["3 s", "2 min", "5.6 h"]
 
 
+def _worker(name: str, **changes: object) -> WorkerRecord:
+    return WorkerRecord(**{"id": name, "host": "h", "pid": 1, "slots": 1, **changes})
+
+
+def _trial(number: int, state: TrialState, **changes: object) -> Trial:
+    return Trial(**{"campaign": "c", "number": number, "params": {}, "config_hash": "", "state": state, **changes})
+
+
+Q, R = TrialState.QUEUED, TrialState.RUNNING
+REFUSING = _worker("w2", refusals={"c": "torch 1 here, 2 in the campaign"})
+
+
 @pytest.mark.parametrize(
-    ("state", "leader", "workers", "running", "words"),
+    ("changes", "words"),
     [
-        (CampaignState.FINISHED, None, 0, 0, ""),
-        (CampaignState.PAUSED, None, 0, 0, "autotune resume c"),
-        (CampaignState.RUNNING, None, 1, 1, "no coordinator"),
-        (CampaignState.RUNNING, "x", 0, 0, "autotune worker --campaign c"),
-        (CampaignState.RUNNING, "x", 1, 0, "nothing runs at this moment"),
-        (CampaignState.RUNNING, "x", 1, 1, ""),
+        ({"state": CampaignState.FINISHED}, []),
+        ({"state": CampaignState.PAUSED}, ["autotune resume c"]),
+        ({"leader": None, "counts": {R: 1}}, ["no coordinator"]),
+        ({"live": []}, ["autotune worker --campaign c"]),
+        ({"live": [REFUSING]}, ["w2 refuses it: torch 1 here", "autotune worker --campaign c"]),
+        ({"live": [_worker("w1"), REFUSING], "counts": {R: 1}}, ["w2 refuses it"]),
+        ({}, ["about to propose"]),
+        ({"counts": {R: 1}}, []),
+        ({"counts": {Q: 1}}, ["queued and slots are free"]),
+        ({"counts": {Q: 1}, "busy": {"w1": 1}}, ["busy with other campaigns"]),
+        ({"counts": {R: 1}, "silent": [_worker("w3")]}, ["w3 was not heard of"]),
+        ({"counts": {R: 1}, "overdue": [4]}, ["the lease of trial 4 ran out"]),
+        ({"counts": {R: 1}, "active": [_trial(2, Q, alone=True)]}, ["trial 2 ran out of memory"]),
+        (
+            {"counts": {R: 1}, "active": [_trial(3, R, claims=5, ends={"lost": 4})]},
+            ["trial 3 was tried 5 times (lost 4)"],
+        ),
     ],
 )
-def test_why_nothing_runs(state: CampaignState, leader: str | None, workers: int, running: int, words: str) -> None:
+def test_why_nothing_runs(changes: dict[str, Any], words: list[str]) -> None:
+    state = changes.pop("state", CampaignState.RUNNING)
     record = CampaignRecord(name="c", state=state, spec={}, spec_hash="", space={}, metric={}, max_trials=1)
-    counts = {TrialState.RUNNING: running} if running else {}
-    found = hint(record, counts, leader=leader, workers=workers)
-    assert words in found
-    assert bool(words) == bool(found)
+    seen = Situation(**{"record": record, "counts": {}, "leader": "x", "live": [_worker("w1")], "busy": {}, **changes})
+    found = reasons(seen)
+    assert len(found) == len(words)
+    for text, expected in zip(found, words, strict=True):
+        assert expected in text

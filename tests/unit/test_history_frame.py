@@ -173,5 +173,5 @@ def test_records_say_what_the_design_says() -> None:
     assert "secret-token" not in json.dumps(made)
     assert set(made) == {
         *("number", "state", "params", "metrics", "facts", "score", "fold", "replicate", "seed", "attempts"),
-        *("proposed_at", "started_at", "ended_at"),
+        *("proposed_at", "started_at", "ended_at", "origin", "claims"),
     }

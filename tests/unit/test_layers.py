@@ -29,6 +29,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ONLY_UNDER = {
     "pymongo": ("autotune/store", "autotune/testing"),
     "bson": ("autotune/store", "autotune/testing"),
+    "gridfs": ("autotune/store", "autotune/testing"),
     "hyperopt": ("autotune/search",),
     "click": ("autotune/cli", "workers/cli.py", "workers/data_cli.py"),
     "pytest": ("autotune/testing",),
