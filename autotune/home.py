@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import platformdirs
@@ -10,6 +11,8 @@ import platformdirs
 from autotune.errors import StoreSetupError
 
 HOME_VARIABLE = "AUTOTUNE_HOME"
+STORE_VARIABLES = ("AUTOTUNE_STORE", "AUTOTUNE_STORE_FILE")
+"""Where commands look for the store's address, or for a file that holds it."""
 
 
 def home() -> Path:
@@ -30,6 +33,15 @@ def mongo_folder() -> Path:
 def log_file(name: str) -> Path:
     """Return the log file of a background process."""
     return _made(home() / "logs") / f"{name}.log"
+
+
+def without_store(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without the store's address: who trains must not know its password.
+
+    Args:
+        environment: The environment of this process.
+    """
+    return {name: value for name, value in environment.items() if name not in STORE_VARIABLES}
 
 
 def _made(folder: Path) -> Path:

@@ -9,6 +9,7 @@ import threading
 import click
 
 from autotune import logs
+from autotune.cli.output import store_option
 from autotune.errors import InputError
 from autotune.processes import stop_on_signals, stop_with_parent
 from autotune.store.mongo import open_store
@@ -18,7 +19,6 @@ from workers.devices import Slot, make_slots
 
 
 @click.command()
-@click.option("--store", metavar="URI", help="The store; default: AUTOTUNE_STORE, else the embedded store.")
 @click.option("--campaign", "campaigns", multiple=True, metavar="NAME", help="Serve this campaign only; repeatable.")
 @click.option(
     "--devices", default="auto", show_default=True, help="auto (all GPUs, else the CPU), cpu, or GPU numbers: 0,1."
@@ -46,8 +46,9 @@ from workers.devices import Slot, make_slots
 @click.option("--once", is_flag=True, help="End when the campaigns need nothing more.")
 @click.option("--share", default="0/1", hidden=True, help="i/n: the i-th of n workers that divide this machine.")
 @click.option("--with-parent", type=int, hidden=True, help="End when this process, the parent, ends.")
+@store_option
 def worker(
-    store: str | None,
+    store_uri: str | None,
     campaigns: tuple[str, ...],
     devices: str,
     slots_per_device: int,
@@ -69,7 +70,7 @@ def worker(
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     stop = threading.Event()
-    with open_store(store) as opened, stop_on_signals(stop, at_once=lambda: os._exit(130)):
+    with open_store(store_uri) as opened, stop_on_signals(stop, at_once=lambda: os._exit(130)):
         stop_with_parent(stop, with_parent)
         agent = Agent(
             opened, slots, campaigns=campaigns or None, once=once, grace_s=grace_s,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import WorkerError
+from autotune.home import without_store
 from workers.channel import Channel, Message
 from workers.devices import THREAD_VARIABLES
 from workers.training import Child, signal_group
@@ -51,7 +52,7 @@ class ServerProcess:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr,
-                env={**os.environ, **_ONE_THREAD, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+                env={**without_store(os.environ), **_ONE_THREAD, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
                 start_new_session=True,
             )
         except OSError as error:

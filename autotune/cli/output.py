@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -17,14 +18,32 @@ from autotune.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
+_INSECURE_VARIABLE = "AUTOTUNE_INSECURE"
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def store_option(command: _F) -> _F:
-    """Add ``--store``."""
-    return click.option(
-        "--store", "store_uri", metavar="URI", help="The store; default: AUTOTUNE_STORE, else the embedded store."
-    )(command)
+    """Add ``--store``, given to the command as `store_uri`, and ``--insecure``, which it need not know of."""
+    store = click.option(
+        "--store",
+        "store_uri",
+        metavar="URI",
+        help="The store; default: AUTOTUNE_STORE, else the URI in file AUTOTUNE_STORE_FILE, else the embedded store.",
+    )
+    insecure = click.option(
+        "--insecure",
+        is_flag=True,
+        expose_value=False,
+        callback=_accept_insecure,
+        help="Use the store even if anybody can reach it without a password.",
+    )
+    return store(insecure(command))
+
+
+def _accept_insecure(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    """Write it into the environment, so that the processes that a command starts accept it as well."""
+    if given:
+        os.environ[_INSECURE_VARIABLE] = "1"
 
 
 def format_option(*choices: str) -> Callable[[_F], _F]:

@@ -9,7 +9,7 @@ import click
 from autotune.cli.output import echo_frame, echo_json, echo_table, format_option, store_option
 from autotune.cli.output import show as shown
 from autotune.errors import InputError
-from autotune.trial import TrialState
+from autotune.trial import Origin, TrialState
 
 if TYPE_CHECKING:
     from autotune.store.base import CampaignRecord

@@ -82,7 +82,7 @@ class Crew:
         InputError: If a number or the devices are not possible.
     """
 
-    store_uri: str
+    store_uri: str = field(repr=False)
     campaign: str
     workers: int = 1
     devices: str = "auto"

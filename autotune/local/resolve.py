@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import numpy as np
 from autotune import errors
 from autotune.campaign import Campaign, load_campaign, parse_campaign, resolve_data_path
 from autotune.errors import CampaignError, SpaceError, WorkerError
+from autotune.home import without_store
 from autotune.installed import versions
 from autotune.search import make_search, search_settings
 from autotune.sources import source_hash
@@ -175,6 +177,7 @@ def inspect(campaign: Campaign) -> dict[str, Any]:
         input=json.dumps(campaign.to_json()),
         capture_output=True,
         text=True,
+        env=without_store(os.environ),
         timeout=INSPECT_TIMEOUT_S,
         check=False,
     )

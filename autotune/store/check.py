@@ -8,11 +8,14 @@ from typing import Any
 
 from pymongo import errors as driver
 
+from autotune.store.connection import map_error
+from autotune.store.exposure import ask, exposure, outside_hosts
 from autotune.store.expressions import expired
 from autotune.store.mongo import MongoStore
 from autotune.store.schema import INDEXES, SCHEMA_VERSION, VALIDATORS
 
 OLDEST_SERVER = (6, 0)
+_NOT_ALLOWED = 13
 _REPAIR = "put it back with: autotune store upgrade"
 
 
@@ -22,10 +25,12 @@ class Finding:
 
     Attributes:
         ok: Whether it is as it should be.
+        warning: Whether it is good enough to work with, but not as safe as it could be.
         text: What was found; for a problem also what to do.
     """
 
     ok: bool
+    warning: bool = False
     text: str
 
 
@@ -77,11 +82,31 @@ def _server(store: MongoStore) -> Iterator[Finding]:
         )
 
 
+def _security(store: MongoStore) -> Iterator[Finding]:
+    target = store.connection.target
+    outside, settings = outside_hosts(target.hosts), ask(store.connection)
+    why = exposure(target, outside, settings)
+    if why is not None:
+        yield Finding(ok=False, text=f"the store is open to anybody: {why}; give it users: docs/security.md")
+    elif target.authenticated and (settings is None or settings.authorization):
+        yield Finding(ok=True, text="the server asks for a name and a password")
+    else:
+        yield Finding(
+            ok=True, text="the server asks for no password; only this machine reaches it, but every user of it does"
+        )
+    if outside and not target.tls:
+        text = "the connection leaves this machine without TLS: whoever listens on the network reads everything"
+        yield Finding(ok=True, warning=True, text=f"{text}; add tls=true to the URI (docs/security.md)")
+
+
 def _writes(store: MongoStore) -> Iterator[Finding]:
     try:
         store.connection.database["meta"].update_one({"_id": "check"}, {"$currentDate": {"at": True}}, upsert=True)
     except driver.PyMongoError as error:
-        yield Finding(ok=False, text=f"a write with majority and journal failed: {error}")
+        if isinstance(error, driver.OperationFailure) and error.code == _NOT_ALLOWED:
+            yield Finding(ok=True, text="this user is not the store's owner: that writes work was not tried")
+            return
+        yield Finding(ok=False, text=f"a write with majority and journal failed: {map_error(error, store.address)}")
     else:
         yield Finding(ok=True, text="writes with majority and journal work")
 
@@ -149,4 +174,10 @@ def _campaigns(store: MongoStore) -> Iterator[Finding]:
             )
 
 
-_PARTS: tuple[Callable[[MongoStore], Iterator[Finding]], ...] = (_server, _writes, _schema, _campaigns)
+_PARTS: tuple[Callable[[MongoStore], Iterator[Finding]], ...] = (
+    _server,
+    _security,
+    _writes,
+    _schema,
+    _campaigns,
+)

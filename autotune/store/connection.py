@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
+from urllib.parse import unquote_plus
 
 import pymongo
 from bson.errors import BSONError
@@ -19,15 +23,43 @@ from autotune.errors import DuplicateError, InputError, StoreError, StoreSetupEr
 
 DEFAULT_DATABASE = "autotune"
 CONNECT_TIMEOUT_S = 5.0
+URI_VARIABLE = "AUTOTUNE_STORE"
+FILE_VARIABLE = "AUTOTUNE_STORE_FILE"
 
-_REFUSED_USER = frozenset({13, 18, 8000})
+_WRONG_PASSWORD = frozenset({18, 8000})
+_NOT_ALLOWED = 13
+_REFUSED_COMMAND = r'execute command \{ (\w+): (?:"([^"]*)")?'
 _BROKEN_DOCUMENT = 121
 _TRANSIENT = frozenset({6, 7, 64, 89, 91, 134, 189, 262, 9001, 10058, 10107, 11600, 11602, 13435, 13436})
 """Codes of a server that is going away, changing its primary, or was too slow to say that a write is safe."""
 
+_READS = frozenset({"find", "aggregate", "count", "distinct", "listCollections", "listIndexes", "getMore"})
+_WRITES = frozenset({"insert", "update", "delete", "findAndModify"})
+
 Document = dict[str, Any]
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a URI names, without its user and password.
+
+    Attributes:
+        address: To show: hosts and database.
+        database: Name of the database.
+        hosts: Names or addresses of the servers, or paths of their sockets.
+        authenticated: Whether the client says who it is, by password, certificate or another way.
+        tls: Whether the connection is encrypted.
+        ca_file: File of the authority that signed the server's certificate, or None.
+    """
+
+    address: str
+    database: str
+    hosts: tuple[str, ...]
+    authenticated: bool
+    tls: bool
+    ca_file: str | None = None
 
 
 class Connection:
@@ -42,7 +74,8 @@ class Connection:
     """
 
     def __init__(self, uri: str, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
-        self.address, database = describe_uri(uri)
+        self.target = read_uri(uri)
+        self.address = self.target.address
         try:
             self.client: pymongo.MongoClient[Document] = pymongo.MongoClient(
                 uri,
@@ -53,10 +86,12 @@ class Connection:
                 retryWrites=True,
                 tz_aware=True,
             )
+        except OSError as error:
+            raise InputError(_no_certificate(error)) from None
         except (driver.PyMongoError, ValueError) as error:
-            raise InputError(f"the store's URI is not usable ({self.address}): {_scrub(str(error))}") from None
+            raise InputError(f"the store's URI is not usable ({self.address}): {_scrub(str(error), uri)}") from None
         self.database: Database[Document] = self.client.get_database(
-            database, write_concern=WriteConcern(w="majority", j=True, wtimeout=60_000)
+            self.target.database, write_concern=WriteConcern(w="majority", j=True, wtimeout=60_000)
         )
 
     def __repr__(self) -> str:
@@ -80,8 +115,42 @@ class Connection:
             ) from error
 
 
+def named_uri(given: str | None = None) -> str | None:
+    """Return the URI of the store that somebody named, or None: the embedded one is meant.
+
+    Args:
+        given: By ``--store``; else that of ``AUTOTUNE_STORE``, else the one in the file ``AUTOTUNE_STORE_FILE``.
+
+    Raises:
+        InputError: If that file cannot be read or does not hold one line.
+    """
+    file = os.environ.get(FILE_VARIABLE)
+    uri = given or os.environ.get(URI_VARIABLE)
+    if uri or not file:
+        return uri or None
+    try:
+        lines = Path(file).expanduser().read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        why = (isinstance(error, OSError) and error.strerror) or "it is not text"
+        raise InputError(f"cannot read {FILE_VARIABLE}={file} ({why}); it holds the store's URI, one line") from None
+    uris = [line.strip() for line in lines if line.strip()]
+    if len(uris) != 1:
+        raise InputError(f"{FILE_VARIABLE}={file} has {len(uris)} lines; it holds the store's URI, one line")
+    return uris[0]
+
+
 def describe_uri(uri: str) -> tuple[str, str]:
     """Return (address without user and password, database name) of a URI.
+
+    Raises:
+        InputError: If it is not a URI of MongoDB.
+    """
+    target = read_uri(uri)
+    return target.address, target.database
+
+
+def read_uri(uri: str) -> Target:
+    """Return what a URI names.
 
     Raises:
         InputError: If it is not a URI of MongoDB.
@@ -93,18 +162,55 @@ def describe_uri(uri: str) -> tuple[str, str]:
         )
     try:
         parsed = parse_uri(uri, validate=True, warn=False)
+    except OSError as error:
+        raise InputError(_no_certificate(error)) from None
     except (driver.PyMongoError, ValueError) as error:
         raise InputError(
-            f"the store's URI is not usable: {_scrub(str(error))}; write mongodb://host:27017/autotune"
+            f"the store's URI is not usable: {_scrub(str(error), uri)}; write mongodb://host:27017/autotune"
         ) from None
     hosts = ",".join(host if port is None else f"{host}:{port}" for host, port in parsed["nodelist"])
     database = parsed["database"] or DEFAULT_DATABASE
-    return f"mongodb://{hosts}/{database}", database
+    return Target(
+        address=f"mongodb://{hosts}/{database}",
+        database=database,
+        hosts=tuple(host for host, _ in parsed["nodelist"]),
+        authenticated=parsed["username"] is not None or "authMechanism" in parsed["options"],
+        tls=bool(parsed["options"].get("tls", False)),
+        ca_file=parsed["options"].get("tlsCAFile"),
+    )
 
 
-def _scrub(text: str) -> str:
-    """Return `text` without anything that looks like credentials of a URI."""
-    return re.sub(r"//[^/@\s]*@", "//***@", text)
+def _no_certificate(error: OSError) -> str:
+    return (
+        f"the store's URI is not usable: cannot read {error.filename or 'its certificates'} "
+        f"({error.strerror or 'no PEM file'}); check tlsCAFile and tlsCertificateKeyFile in it"
+    )
+
+
+def _scrub(text: str, uri: str = "") -> str:
+    """Return `text` without anything that looks like credentials of a URI, and without any part of `uri` that may be.
+
+    Args:
+        text: What the driver said.
+        uri: What it was given. Where that is malformed a password may stand anywhere before the options, or in them.
+    """
+    text = re.sub(r"//[^/@\s]*@", "//***@", text)
+    authority, _, options = uri.partition("//")[2].partition("?")
+    values = [pair.partition("=")[2] for pair in re.split("[&;]", options)]
+    pieces = [p for part in (authority, *values) for p in (part, *re.split(r"[/@:?&=,]+", part))]
+    for piece in sorted({*pieces, *map(unquote_plus, pieces)}, key=len, reverse=True):
+        if len(piece) > 2:
+            text = text.replace(piece, "***")
+    return text
+
+
+def lacks_right(error: BaseException) -> bool:
+    """Return whether one of our errors says that a known user may not write something; not that nobody logged in."""
+    cause = error.__cause__
+    if not isinstance(cause, driver.OperationFailure) or cause.code != _NOT_ALLOWED:
+        return False
+    command = re.search(_REFUSED_COMMAND, str(cause))
+    return command is not None and command.group(1) not in _READS
 
 
 def map_error(error: driver.PyMongoError, address: str) -> Exception:
@@ -113,19 +219,56 @@ def map_error(error: driver.PyMongoError, address: str) -> Exception:
     if isinstance(error, driver.DuplicateKeyError):
         return DuplicateError(f"already in the store at {address}: {message}")
     if isinstance(error, driver.ConnectionFailure):
-        return StoreUnreachableError(
-            f"no answer from the store at {address}; check the address and that the server runs ({_first(message)})"
-        )
+        return StoreUnreachableError(_no_answer(message, address))
     if isinstance(error, driver.ConfigurationError | driver.InvalidURI):
         return StoreSetupError(f"the store at {address} is not usable: {message}")
     if isinstance(error, driver.OperationFailure):
-        if error.code in _REFUSED_USER:
-            return StoreSetupError(f"the store at {address} refused the user: {message}")
+        if error.code in _WRONG_PASSWORD:
+            return StoreSetupError(
+                f"the store at {address} refused the user: wrong name or password, or the user belongs to another "
+                "database (name it in the URI: authSource=admin)"
+            )
+        if error.code == _NOT_ALLOWED:
+            return StoreSetupError(f"the store at {address} refused the user: {_not_allowed(message)}")
         if error.code == _BROKEN_DOCUMENT:
             return StoreError(f"the store at {address} refused a document that breaks its validator: {message}")
         if error.has_error_label("RetryableWriteError") or error.code in _TRANSIENT:
             return StoreUnreachableError(f"the store at {address} is changing its primary; try again ({message})")
     return StoreError(f"the store at {address} failed: {message}")
+
+
+def _no_answer(message: str, address: str) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in message or "certificate is not valid for" in message:
+        return (
+            f"the certificate of the store at {address} is not trusted ({_first(message)}); give the file of the "
+            "authority that signed it in the URI: tlsCAFile=/path/ca.pem, and the host's name as the certificate has it"
+        )
+    if "connection closed" in message:
+        hint = "check that the server runs; if it wants TLS, add tls=true to the URI"
+    elif "SSL" in message:
+        hint = "check that the server speaks TLS, or take tls=true out of the URI"
+    else:
+        hint = "check the address and that the server runs"
+    return f"no answer from the store at {address}; {hint} ({_first(message)})"
+
+
+def _not_allowed(message: str) -> str:
+    """Return what a user may not do and who may; of the refused command no more than its name and collection."""
+    if "requires authentication" in message:
+        return (
+            f"it wants a name and a password; write mongodb://user:password@host/database into the file "
+            f"that {FILE_VARIABLE} names"
+        )
+    command = re.search(_REFUSED_COMMAND, message)
+    if command is None:
+        return "it lacks a right; see `autotune store users list`"
+    name, collection = command.groups()
+    what = f"it may not {name}" + (f" in '{collection}'" if collection and name in _READS | _WRITES else "")
+    if name in _READS:
+        return f"{what}; give it a role: autotune store users add NAME --role reader"
+    if name in _WRITES:
+        return f"{what}; use a user with the role coordinator (to launch, steer, push data) or worker (to train)"
+    return f"{what}; only the store's owner may: use the owner's URI"
 
 
 def _one_line(error: Exception) -> str:
