@@ -15,7 +15,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from autotune.clock import Clock, SystemClock
-from autotune.errors import DuplicateError, StateError, StoreUnreachableError
+from autotune.errors import DuplicateError, StateError, StoreError, StoreUnreachableError
 from autotune.mirror import Mirror
 from autotune.planning import Budget, Plan, device_use, idle_slots, observations, plan, trial_seed
 from autotune.search import Observation, Search, make_search
@@ -125,10 +125,10 @@ class Coordinator:
             budget=budget,
             idle_slots=idle_slots(free, trials),
             exhausted=self._exhausted,
-            abort_after=int(record.spec["failures"]["abort_after"]),
+            abort_after=int(_setting(record, "failures", "abort_after")),
         )
         if todo.end is not None:
-            return self._end(todo)
+            return self._end(todo, record.revision)
         if todo.propose:
             self._propose(record, self._space, trials, todo.propose)
         return record.state
@@ -138,7 +138,7 @@ class Coordinator:
         now_s = self._clock.monotonic_s()
         if self._connected_s == math.inf:  # the store was away, and has just answered
             self._connected_s = now_s
-        if now_s - self._connected_s < min(REAP_GRACE_S, float(record.spec["lease"]["duration_s"])):
+        if now_s - self._connected_s < min(REAP_GRACE_S, _setting(record, "lease", "duration_s")):
             return
         lost = self._store.trials.reap(self._name)
         if lost:
@@ -176,7 +176,7 @@ class Coordinator:
                 self._exhausted = True
                 _log.info("space exhausted", extra={"action": "exhausted", "campaign": self._name, "trials": number})
                 return
-            seed = trial_seed(int(record.spec["search"]["seed"]), number)
+            seed = trial_seed(int(_setting(record, "search", "seed")), number)
             try:
                 proposed = self._store.trials.propose(self._name, number, params, space.hash(params), seed=seed)
             except DuplicateError:
@@ -188,13 +188,20 @@ class Coordinator:
             history.append(Observation(number=number, params=params, state=str(TrialState.QUEUED), loss=None))
             number += 1
 
-    def _end(self, todo: Plan) -> CampaignState:
+    def _end(self, todo: Plan, revision: int) -> CampaignState:
         state = todo.end or CampaignState.FINISHED
         if any(t.state in ACTIVE_STATES for t in self._mirror.trials):  # first, so that a successor ends it again
+            if self._store.campaigns.get(self._name).revision != revision:
+                return CampaignState.RUNNING  # somebody changed its trials or its budget meanwhile
             self._store.trials.cancel(self._name, todo.message)
         try:
             self._store.campaigns.set_state(
-                self._name, state, expected=[CampaignState.RUNNING], message=todo.message, who=self._id
+                self._name,
+                state,
+                expected=[CampaignState.RUNNING],
+                message=todo.message,
+                who=self._id,
+                revision=revision,
             )
         except StateError:  # somebody paused or cancelled it at this moment: that stands
             return CampaignState.RUNNING
@@ -215,3 +222,11 @@ def _budget(record: CampaignRecord, trials: list[Trial]) -> Budget:
         device_s=device_s,
         devices=devices,
     )
+
+
+def _setting(record: CampaignRecord, section: str, key: str) -> float:
+    """Return a number of a campaign's definition, as the store has it."""
+    value = (record.spec.get(section) or {}).get(key)
+    if not isinstance(value, int | float):
+        raise StoreError(f"campaign '{record.name}' has no usable {section}.{key} in the store; restore a backup")
+    return value

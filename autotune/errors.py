@@ -8,12 +8,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 1_500
+"""Characters of a message; of longer ones, which repeat what somebody wrote, the middle is left out."""
+
 
 class AutotuneError(Exception):
     """Root of all errors raised on purpose. Caught once, at the edge of a program."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        text = " ".join(message.split())
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST * 2 // 3]} [...] {text[-LONGEST // 3 :]}"
+        super().__init__(text)
 
 
 class InputError(AutotuneError):

@@ -27,6 +27,7 @@ _COMMANDS = {
     "trials": ("autotune.cli.query:trials", "List, filter and sort the trials of a campaign."),
     "show": ("autotune.cli.query:show", "Show one trial whole, with its curve and its failures."),
     "events": ("autotune.cli.steering:events", "List what was done to a campaign, by whom and when."),
+    "replay": ("workers.replay_cli:replay", "Run a finished trial again and compare the scores."),
     "report": ("autotune.cli.report:report", "Print or write the tables of best and worst configurations."),
     "store": ("autotune.cli.store:store", "The store: up, down, status, check, upgrade, users, backup, restore."),
     "data": ("workers.data_cli:data", "Data files in the store: push, list, remove; simulated data."),

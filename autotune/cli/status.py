@@ -123,7 +123,7 @@ def _status(store: MongoStore, name: str) -> dict[str, Any]:
         "name": name,
         "state": str(record.state),
         "message": record.message,
-        "objective": record.spec["objective"],
+        "objective": record.spec.get("objective"),
         "metric": dict(record.metric),
         "trials": {str(s): n for s, n in sorted(seen.counts.items())},
         "max_trials": record.max_trials,

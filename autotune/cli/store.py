@@ -96,7 +96,7 @@ def status(format_: str, store_uri: str | None) -> int:
 @store.command()
 @store_option
 def upgrade(store_uri: str | None) -> None:
-    """Put back missing collections, validators and indexes. Documents are not changed."""
+    """Put back missing collections, validators and indexes, and bring documents of older versions to this one."""
     from autotune.store.mongo import open_store
 
     with open_store(store_uri, prepare=False) as opened:

@@ -156,6 +156,13 @@ def submit(store: MongoStore, campaign: Campaign, paths: tuple[str, ...] = ()) -
     return store.campaigns.get(record.name)
 
 
+_ON = {
+    CampaignState.FINISHED: "to run more trials: autotune extend {name} --trials N",
+    CampaignState.FAILED: "to try what failed again: autotune retry {name} --all",
+    CampaignState.CANCELLED: "to run more, launch it under another name",
+}
+
+
 def reopen(store: MongoStore, name: str) -> None:
     """Let a paused campaign go on; one that runs is left as it is.
 
@@ -166,7 +173,7 @@ def reopen(store: MongoStore, name: str) -> None:
     record = store.campaigns.get(name)
     if record.state not in (CampaignState.RUNNING, CampaignState.PAUSED):
         why = f" ({record.message})" if record.message else ""
-        raise StateError(f"campaign '{name}' is {record.state}{why}; to run more, launch it under another name")
+        raise StateError(f"campaign '{name}' is {record.state}{why}; {_ON[record.state].format(name=name)}")
     store.campaigns.set_state(name, CampaignState.RUNNING, expected=[CampaignState.PAUSED], who=who())
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pymongo import ASCENDING, DESCENDING, ReturnDocument
 
-from autotune.errors import CampaignExistsError, NotFoundError, StateError, nearest
+from autotune.errors import CampaignExistsError, NotFoundError, StateError, StoreError, nearest
 from autotune.store.base import CampaignRecord
 from autotune.store.connection import Connection, mapped
 from autotune.store.documents import campaign_document, campaign_record
-from autotune.store.expressions import NOW, insert_only, literal
+from autotune.store.expressions import NOW, Expression, insert_only, literal
 from autotune.store.schema import SCHEMA_VERSION
 from autotune.trial import CampaignState
+
+_log = logging.getLogger(__name__)
 
 ENDED = frozenset({CampaignState.FINISHED, CampaignState.FAILED, CampaignState.CANCELLED})
 """States in which a campaign needs nothing more."""
@@ -30,6 +33,33 @@ _USED_S = {
     ]
 }
 """Seconds that a campaign has been in state running, on the database's clock."""
+
+
+def _extending(fields: Mapping[str, Any], goes_on: Expression) -> list[Expression]:
+    """Return the update that sets a budget and lets a campaign go on where `goes_on` holds."""
+    reopened = {"state": str(CampaignState.RUNNING), "message": "", "ended_at": None, "running_since": NOW}
+    return [
+        {
+            "$set": {
+                **fields,
+                "revision": {"$add": [{"$ifNull": ["$revision", 0]}, 1]},
+                **{key: {"$cond": [goes_on, value, f"${key}"]} for key, value in reopened.items()},
+            }
+        }
+    ]
+
+
+def _can_go_on(fields: Mapping[str, Any], count: int) -> Expression:
+    """Return whether a campaign with `count` trials is finished and a larger budget gives it room to go on."""
+    grows = [
+        {"$and": [{"$ne": [{"$ifNull": [f"${key}", None]}, None]}, {"$gt": [value, f"${key}"]}]}
+        for key, value in fields.items()
+    ]
+    hours = fields.get("max_hours", {"$ifNull": ["$max_hours", None]})
+    in_time = {"$or": [{"$eq": [hours, None]}, {"$lt": [_RAN_S, {"$multiply": [hours, 3600]}]}]}
+    is_finished = {"$eq": ["$state", str(CampaignState.FINISHED)]}
+    room = {"$gt": [fields.get("max_trials", "$max_trials"), count]}
+    return {"$and": [is_finished, {"$or": grows}, room, in_time]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +132,15 @@ class Campaigns:
 
     @mapped
     def find(self, states: Iterable[CampaignState] | None = None) -> list[CampaignRecord]:
-        """Return campaigns, newest first; all of them or those in `states`."""
+        """Return campaigns, newest first; all of them or those in `states`; damaged ones are left out."""
         query: dict[str, Any] = {} if states is None else {"state": {"$in": sorted(states)}}
-        return [campaign_record(d) for d in self._read(query, {"$sort": {"created_at": DESCENDING, "_id": ASCENDING}})]
+        found = []
+        for document in self._read(query, {"$sort": {"created_at": DESCENDING, "_id": ASCENDING}}):
+            try:
+                found.append(campaign_record(document))
+            except StoreError as error:  # one damaged campaign must not keep workers from the others
+                _log.warning("%s", error, extra={"action": "campaign-damaged"})
+        return found
 
     def _read(self, query: Mapping[str, Any], *stages: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         times = {"$addFields": {"used_s": _USED_S, "read_at": NOW}}
@@ -128,6 +164,7 @@ class Campaigns:
         expected: Iterable[CampaignState],
         message: str = "",
         who: str = "",
+        revision: int | None = None,
     ) -> bool:
         """Move a campaign to `state`; return whether this call moved it.
 
@@ -137,13 +174,15 @@ class Campaigns:
             expected: The states it may be in; in another one nothing is written.
             message: Why, one line.
             who: Who did it, for the audit.
+            revision: Only if its trials were last changed from outside at this revision; None: in any case. So a
+                coordinator does not end a campaign to which somebody gives more to do at that moment.
 
         Returns:
             False when it is in `state` already (the call is idempotent).
 
         Raises:
             NotFoundError: If there is no such campaign.
-            StateError: If it is in a state that was not expected.
+            StateError: If it is in a state, or at a revision, that was not expected.
         """
         ended: Any = NOW if state in ENDED else None
         since: Any = NOW if state is CampaignState.RUNNING else None
@@ -152,7 +191,10 @@ class Campaigns:
             {"$set": {"state": str(state), "message": literal(message), "ended_at": ended, "running_since": since}},
         ]
         wanted = [str(s) for s in expected if s != state]
-        done = self._campaigns.update_one({"_id": name, "state": {"$in": wanted}}, update)
+        query: dict[str, Any] = {"_id": name, "state": {"$in": wanted}}
+        if revision is not None:
+            query["revision"] = revision
+        done = self._campaigns.update_one(query, update)
         if done.modified_count:
             self.audit(name, str(state), who, {"message": message} if message else {})
             return True
@@ -165,20 +207,38 @@ class Campaigns:
     def extend(self, name: str, extension: Extension, who: str = "") -> bool:
         """Give a campaign another budget; return whether that changed anything. Idempotent: totals, not additions.
 
+        A finished campaign that has room in its new budget goes on: it is in state running afterwards. One in another
+        state stays in it.
+
         Raises:
             NotFoundError: If there is no such campaign.
-            StateError: If it has more trials already than the new budget allows.
+            StateError: If it is cancelled, or has more trials already than the new budget allows.
         """
-        found, fields = self.get(name), extension.fields()
-        if all(getattr(found, key) == value for key, value in fields.items()):
+        found, fields = self._extendable(name), extension.fields()
+        count = self.connection.database["trials"].count_documents({"campaign": name})
+        if count > fields.get("max_trials", count):
+            raise StateError(f"campaign '{name}' has {count} trials already; give it a budget of at least that")
+        differs = [{key: {"$ne": value}} for key, value in fields.items()]
+        if not differs:
             return False
-        if "max_trials" in fields:
-            count = self.connection.database["trials"].count_documents({"campaign": name})
-            if count > fields["max_trials"]:
-                raise StateError(f"campaign '{name}' has {count} trials already; give it a budget of at least that")
-        self._campaigns.update_one({"_id": name}, {"$set": fields, "$inc": {"revision": 1}})
-        self.audit(name, "extend", who, fields)
+        after = self._campaigns.find_one_and_update(
+            {"_id": name, "state": {"$ne": str(CampaignState.CANCELLED)}, "$or": differs},
+            _extending(fields, _can_go_on(fields, count)),
+            return_document=ReturnDocument.AFTER,
+            projection={"state": 1},
+        )
+        if after is None:
+            self._extendable(name)
+            return False
+        reopened = found.state is CampaignState.FINISHED and after["state"] == str(CampaignState.RUNNING)
+        self.audit(name, "extend", who, {**fields, **({"reopened": True} if reopened else {})})
         return True
+
+    def _extendable(self, name: str) -> CampaignRecord:
+        found = self.get(name)
+        if found.state is CampaignState.CANCELLED:
+            raise StateError(f"campaign '{name}' is cancelled; launch it under another name")
+        return found
 
     @mapped
     def touch(self, name: str) -> None:

@@ -166,7 +166,10 @@ def _campaigns(store: MongoStore) -> Iterator[Finding]:
                 text=f"campaign '{name}' has {late} running trials whose lease ran out; a coordinator gives them back",
             )
     for row in database["trials"].aggregate(
-        [{"$group": {"_id": "$campaign", "n": {"$sum": 1}, "top": {"$max": "$number"}}}]
+        [
+            {"$match": {"number": {"$type": "number"}}},
+            {"$group": {"_id": "$campaign", "n": {"$sum": 1}, "top": {"$max": "$number"}}},
+        ]
     ):
         if row["top"] + 1 != row["n"]:
             yield Finding(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,22 +78,28 @@ class Connection:
         self.target = read_uri(uri)
         self.address = self.target.address
         try:
-            self.client: pymongo.MongoClient[Document] = pymongo.MongoClient(
-                uri,
-                appname="autotune",
-                connectTimeoutMS=int(timeout_s * 1000),
-                serverSelectionTimeoutMS=int(timeout_s * 1000),
-                socketTimeoutMS=60_000,
-                retryWrites=True,
-                tz_aware=True,
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)  # an option that the driver does not take
+                self.client: pymongo.MongoClient[Document] = pymongo.MongoClient(
+                    uri,
+                    appname="autotune",
+                    connectTimeoutMS=int(timeout_s * 1000),
+                    serverSelectionTimeoutMS=int(timeout_s * 1000),
+                    socketTimeoutMS=60_000,
+                    retryWrites=True,
+                    tz_aware=True,
+                )
         except OSError as error:
             raise InputError(_no_certificate(error)) from None
-        except (driver.PyMongoError, ValueError) as error:
+        except (driver.PyMongoError, ValueError, UserWarning) as error:
             raise InputError(f"the store's URI is not usable ({self.address}): {_scrub(str(error), uri)}") from None
-        self.database: Database[Document] = self.client.get_database(
-            self.target.database, write_concern=WriteConcern(w="majority", j=True, wtimeout=60_000)
-        )
+        try:
+            self.database: Database[Document] = self.client.get_database(
+                self.target.database, write_concern=WriteConcern(w="majority", j=True, wtimeout=60_000)
+            )
+        except driver.InvalidName as error:
+            self.client.close()
+            raise InputError(f"the store's URI is not usable ({self.address!r}): {error}") from None
 
     def __repr__(self) -> str:
         return f"Connection({self.address})"
@@ -161,10 +168,12 @@ def read_uri(uri: str) -> Target:
             "write such characters percent-encoded, for example @ as %40 and / as %2F"
         )
     try:
-        parsed = parse_uri(uri, validate=True, warn=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # an option that is given twice
+            parsed = parse_uri(uri, validate=True, warn=False)
     except OSError as error:
         raise InputError(_no_certificate(error)) from None
-    except (driver.PyMongoError, ValueError) as error:
+    except (driver.PyMongoError, ValueError, UserWarning) as error:
         raise InputError(
             f"the store's URI is not usable: {_scrub(str(error), uri)}; write mongodb://host:27017/autotune"
         ) from None

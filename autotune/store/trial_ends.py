@@ -179,7 +179,7 @@ class TrialEnds(TrialReads):
         query = {"campaign": campaign, "state": {"$in": sources(Event.RELEASE)}, **expired("lease.expires_at")}
         reaped = []
         for document in list(self._trials.find(query, {"number": 1, "lease.token": 1, "lease.owner": 1})):
-            lease = document.get("lease") or {"token": None, "owner": "unknown"}
+            lease = {"token": None, "owner": "unknown", **(document.get("lease") or {})}
             done = self._trials.update_one(
                 {"_id": document["_id"], "lease.token": lease["token"], **query},
                 {

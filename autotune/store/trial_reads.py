@@ -7,7 +7,7 @@ from typing import Any
 
 from pymongo import ASCENDING, DESCENDING
 
-from autotune.errors import NotFoundError
+from autotune.errors import NotFoundError, StoreError
 from autotune.store.connection import Connection, mapped
 from autotune.store.documents import trial_value
 from autotune.store.expressions import expired
@@ -78,7 +78,11 @@ class TrialReads:
         rows = self._trials.aggregate(
             [{"$match": {"campaign": campaign}}, {"$group": {"_id": "$state", "n": {"$sum": 1}}}]
         )
-        return {TrialState(row["_id"]): int(row["n"]) for row in rows}
+        counts = [(row["_id"], int(row["n"])) for row in rows]
+        odd = [state for state, _ in counts if state not in list(TrialState)]
+        if odd:
+            raise StoreError(f"campaign '{campaign}' has trials in the state {odd[0]!r:.80}; restore a backup")
+        return {TrialState(state): n for state, n in counts}
 
     @mapped
     def overdue(self, campaign: str) -> list[int]:

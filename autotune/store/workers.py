@@ -102,7 +102,7 @@ class Leaders:
         after = self._leaders.find_one_and_update(
             {"_id": campaign}, [{"$set": update}], upsert=True, return_document=ReturnDocument.AFTER
         )
-        return after is not None and bool(after["owner"] == owner)
+        return after is not None and bool(after.get("owner") == owner)
 
     @mapped
     def resign(self, campaign: str, owner: str) -> None:
@@ -113,4 +113,4 @@ class Leaders:
     def leader(self, campaign: str) -> str | None:
         """Return the owner that leads a campaign now, or None."""
         document = self._leaders.find_one({"_id": campaign, "$expr": {"$gte": ["$expires_at", NOW]}})
-        return None if document is None else str(document["owner"])
+        return None if document is None else str(document.get("owner", "unknown"))

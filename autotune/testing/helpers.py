@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from autotune.store.base import CampaignRecord, WorkerRecord
@@ -47,6 +47,14 @@ def expire(store: MongoStore, lease: Lease) -> None:
     assert done.modified_count == 1, "the lease is not held any more"
 
 
+def reaped(store: MongoStore, number: int = 0) -> Lease:
+    """Return the lease of a worker that was not heard of for so long that its trial went back to the queue."""
+    lease = running(store, number)
+    expire(store, lease)
+    assert store.trials.reap(CAMPAIGN) == [number], "an expired lease is reaped"
+    return lease
+
+
 def taken_over(store: MongoStore, number: int = 0) -> tuple[Lease, Lease]:
     """Return (lease that ran out and was reaped, lease of the worker that claimed the trial after it)."""
     old = running(store, number, owner="old")
@@ -85,6 +93,12 @@ def worker_record(worker_id: str, **changes: Any) -> WorkerRecord:
 def forget_worker(store: MongoStore, worker_id: str) -> None:
     """Make a worker one that was not heard of for long."""
     store.connection.database["workers"].update_one({"_id": worker_id}, {"$set": {"seen_at": _LONG_AGO}})
+
+
+def back_date(store: MongoStore, hours: float, campaign: str = CAMPAIGN) -> None:
+    """Move the time since when a campaign runs into the past, as if so many hours had passed."""
+    since = server_now(store) - timedelta(hours=hours)
+    store.connection.database["campaigns"].update_one({"_id": campaign}, {"$set": {"running_since": since}})
 
 
 def expire_lead(store: MongoStore, campaign: str = CAMPAIGN) -> None:

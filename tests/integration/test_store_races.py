@@ -9,10 +9,11 @@ import pymongo
 import pytest
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 
-from autotune.errors import LeaseLostError
+from autotune.errors import LeaseLostError, StateError
+from autotune.store.campaigns import Extension
 from autotune.store.mongo import MongoStore
-from autotune.testing.helpers import CAMPAIGN, claim, expire, result, running, stored
-from autotune.trial import Report, TrialState
+from autotune.testing.helpers import CAMPAIGN, campaign_record, claim, expire, failure, reaped, result, running, stored
+from autotune.trial import CampaignState, Cause, Report, TrialState
 
 
 class Between(CommandListener):
@@ -120,3 +121,55 @@ def test_a_trial_reaped_while_it_is_cancelled_ends_cancelled(
     assert slow.trials.reap(CAMPAIGN) == []
     trial = store.trials.get(CAMPAIGN, 0)
     assert (trial.state, trial.attempts[0].message) == (TrialState.CANCELLED, "enough")
+
+
+def test_a_trial_claimed_while_a_result_that_ran_out_is_delivered_stays_with_its_new_holder(
+    store: MongoStore, slow: MongoStore, between: Between
+) -> None:
+    old = reaped(store)
+    between.after("update", lambda: claim(store, owner="new"))
+    with pytest.raises(LeaseLostError, match="kept as late"):
+        slow.trials.finish(old, result(-9.0))
+    trial = store.trials.get(CAMPAIGN, 0)
+    assert (trial.state, trial.score) == (TrialState.RUNNING, None)
+    assert trial.lease is not None
+    assert trial.lease.owner == "new"
+
+
+def test_a_trial_cancelled_while_a_result_that_ran_out_is_delivered_ends_cancelled(
+    store: MongoStore, slow: MongoStore, between: Between
+) -> None:
+    old = reaped(store)
+    between.after("update", lambda: store.trials.cancel(CAMPAIGN))
+    with pytest.raises(LeaseLostError, match="kept as late"):
+        slow.trials.finish(old, result(-9.0))
+    assert store.trials.get(CAMPAIGN, 0).state is TrialState.CANCELLED
+
+
+def test_a_lease_that_goes_while_its_holder_pauses_or_fails_is_not_the_old_holders(
+    store: MongoStore, slow: MongoStore, between: Between
+) -> None:
+    old = running(store)
+
+    def change_hands() -> None:
+        expire(store, old)
+        store.trials.reap(CAMPAIGN)
+        claim(store, owner="new")
+
+    between.after("find", change_hands)
+    with pytest.raises(LeaseLostError):
+        slow.trials.end_attempt(old, failure(Cause.OUT_OF_MEMORY))
+    trial = store.trials.get(CAMPAIGN, 0)
+    assert (trial.state, trial.ends, trial.alone) == (TrialState.RUNNING, {"lost": 1}, False)
+
+
+def test_a_campaign_cancelled_while_it_is_extended_stays_as_it_was(
+    store: MongoStore, slow: MongoStore, between: Between
+) -> None:
+    store.campaigns.create(campaign_record())
+    ended = CampaignState.CANCELLED
+    between.after("aggregate", lambda: store.campaigns.set_state(CAMPAIGN, ended, expected=[CampaignState.RUNNING]))
+    with pytest.raises(StateError, match="cancelled"):
+        slow.campaigns.extend(CAMPAIGN, Extension(max_trials=99))
+    assert store.campaigns.get(CAMPAIGN).max_trials == 4
+    assert [e["action"] for e in store.campaigns.events(CAMPAIGN)] == ["create", "cancelled"]

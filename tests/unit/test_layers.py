@@ -31,7 +31,7 @@ ONLY_UNDER = {
     "bson": ("autotune/store", "autotune/testing"),
     "gridfs": ("autotune/store", "autotune/testing"),
     "hyperopt": ("autotune/search",),
-    "click": ("autotune/cli", "workers/cli.py", "workers/data_cli.py"),
+    "click": ("autotune/cli", "workers/cli.py", "workers/data_cli.py", "workers/replay_cli.py"),
     "pytest": ("autotune/testing",),
 }
 NEVER_IN_AUTOTUNE = {"workers", "torch", "anndata", "scvi", "sklearn", "ray", "lightning"}

@@ -14,9 +14,9 @@ import pytest
 
 from autotune.errors import DataError, ObjectiveError
 from autotune.trial import Cause
+from workers.ending import cause_of_death, kernel_oom_kills
 from workers.outcome import MAX_FACTS_CHARS, as_failure, as_result
 from workers.reporting import Metric, Result, Trial, TrialStopped
-from workers.ending import cause_of_death, kernel_oom_kills
 
 
 class Scalar:
