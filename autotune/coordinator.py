@@ -18,7 +18,7 @@ from autotune.clock import Clock, SystemClock
 from autotune.errors import DuplicateError, StateError, StoreError, StoreUnreachableError
 from autotune.mirror import Mirror
 from autotune.planning import Budget, Plan, device_use, idle_slots, observations, plan, trial_seed
-from autotune.search import Observation, Search, make_search
+from autotune.search import Observation, Search, make_search, warm_up
 from autotune.space import Space, parse_space
 from autotune.store.base import CampaignRecord
 from autotune.trial import ACTIVE_STATES, CampaignState, Trial, TrialState
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-LEAD_S = 8.0
+LEAD_S = 6.0
 """Length of the lead of a campaign, seconds: another coordinator takes over at most that long after a death."""
 REAP_GRACE_S = 10.0
 """After it took the lead, or lost the store for a while, a coordinator gives workers so long to renew their leases
@@ -68,7 +68,10 @@ class Coordinator:
         Raises:
             NotFoundError: If there is no such campaign.
         """
-        self._store.campaigns.get(self._name)
+        record = self._store.campaigns.get(self._name)
+        if str(record.spec["search"].get("algorithm", "tpe")).endswith("tpe"):
+            # a standby that leads must not spend its first seconds on imports
+            threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
         try:
             return self._work(stop)
         finally:
