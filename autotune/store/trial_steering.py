@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from autotune.lifecycle import Event, sources, target
 from autotune.store.connection import mapped
@@ -15,9 +15,19 @@ class TrialSteering(TrialReads):
     """The collection ``trials``: the moves that no lease is needed for."""
 
     @mapped
-    def promote(self, campaign: str, number: int) -> bool:
-        """Queue a paused trial again; return whether this call did it."""
-        return self._moved(campaign, number, Event.PROMOTE, {})
+    def promote(self, campaign: str, number: int, rung: int | None = None, target: int | None = None) -> bool:
+        """Queue a paused trial again, towards its next rung; return whether this call did it.
+
+        Args:
+            campaign: Name of the campaign.
+            number: Number of the trial.
+            rung: The rung that it works towards from now on; it must wait behind the one before. None: as it was.
+            target: Step at which it is paused there; None: it trains to its own end.
+        """
+        fields: dict[str, object] = {"target": target}
+        if rung is None:
+            return self._moved(campaign, number, Event.PROMOTE, fields)
+        return self._moved(campaign, number, Event.PROMOTE, {**fields, "rung": rung}, {"rung": rung - 1})
 
     @mapped
     def prune(self, campaign: str, number: int) -> bool:
@@ -37,9 +47,16 @@ class TrialSteering(TrialReads):
         fields = {"ends": {}, "alone": False, "ended_at": None, "score": None, "metrics": {}, "facts": {}}
         return [n for n in numbers if self._moved(campaign, n, Event.RETRY, fields)]
 
-    def _moved(self, campaign: str, number: int, event: Event, fields: dict[str, object]) -> bool:
+    def _moved(
+        self,
+        campaign: str,
+        number: int,
+        event: Event,
+        fields: Mapping[str, object],
+        where: Mapping[str, object] | None = None,
+    ) -> bool:
         done = self._trials.update_one(
-            {"campaign": campaign, "number": number, "state": {"$in": sources(event)}},
+            {"campaign": campaign, "number": number, "state": {"$in": sources(event)}, **(where or {})},
             {"$set": {"state": str(target(event)), "lease": None, **fields}},
         )
         return done.modified_count == 1
