@@ -3,6 +3,7 @@
 # make setup  sets up .venv alone: all extras and the tools for development
 # make check  what CI runs: make test, then style and types
 # make bench  the benchmarks
+# make chaos  campaigns under faults of every kind (SCENARIOS='storm soak': only those); about half an hour
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,8 +12,9 @@ READY := $(VENV)/.ready
 DATA ?=
 DEMO_HOME ?= $(CURDIR)/.demo
 PYTEST_ARGS ?=
+SCENARIOS ?=
 
-.PHONY: setup demo test static check bench clean
+.PHONY: setup demo test static check bench chaos clean
 
 setup: $(READY)
 
@@ -39,6 +41,9 @@ check: test static
 bench: $(READY)
 	$(BIN)/python benchmarks/orchestration.py
 	$(BIN)/python benchmarks/start_up.py
+
+chaos: $(READY)
+	$(BIN)/python -m benchmarks.chaos $(SCENARIOS)
 
 clean:
 	rm -rf $(VENV) .demo build *.egg-info

@@ -42,6 +42,8 @@ _log = logging.getLogger(__name__)
 
 LEAD_S = 6.0
 """Length of the lead of a campaign, seconds: another coordinator takes over at most that long after a death."""
+AWAY_S = 1.0
+"""A store that gave no answer for so long, the pause between two looks not counted, was away."""
 REAP_GRACE_S = 10.0
 """After it took the lead, or lost the store for a while, a coordinator gives workers so long to renew their leases
 before it gives trials back, or the campaign's lease if that is shorter."""
@@ -74,6 +76,7 @@ class Coordinator:
         self._exhausted = False
         self._revision: int | None = None
         self._connected_s = -math.inf
+        self._answered_s = -math.inf
         self._wait_s = _TICK_S
 
     def run(self, stop: threading.Event) -> CampaignState | None:
@@ -103,8 +106,8 @@ class Coordinator:
                         pause_s = _BACKOFF_S[0]
                         watch.wait(self._wait_s)
             except StoreUnreachableError as error:
-                self._connected_s = math.inf
                 _log.warning("%s", error, extra={"action": "store-away", "campaign": self._name})
+                self._wait_s = pause_s
                 self._clock.wait(stop, pause_s)
                 pause_s = min(_BACKOFF_S[1], pause_s * 2)
         return None
@@ -119,6 +122,15 @@ class Coordinator:
     def step(self) -> CampaignState:
         """Do what is to do now; return the state of the campaign."""
         record = self._store.campaigns.get(self._name)
+        now_s = self._clock.monotonic_s()
+        if now_s - self._answered_s > self._wait_s + AWAY_S:  # also where the driver rode it out and no error came
+            self._connected_s = now_s
+        self._answered_s = now_s
+        state = self._step(record)
+        self._answered_s = self._clock.monotonic_s()
+        return state
+
+    def _step(self, record: CampaignRecord) -> CampaignState:
         if record.state is not CampaignState.RUNNING:
             if record.state in (CampaignState.CANCELLED, CampaignState.FAILED):
                 self._store.trials.cancel(self._name, record.message or f"the campaign is {record.state}")
@@ -170,8 +182,6 @@ class Coordinator:
     def _reap(self, record: CampaignRecord) -> None:
         """Give back the trials of workers that are gone, once those that are not have had the time to say so."""
         now_s = self._clock.monotonic_s()
-        if self._connected_s == math.inf:  # the store was away, and has just answered
-            self._connected_s = now_s
         if now_s - self._connected_s < min(REAP_GRACE_S, _setting(record, "lease", "duration_s")):
             return
         lost = self._store.trials.reap(self._name)

@@ -13,7 +13,7 @@ from autotune.store.expressions import NOW, in_seconds, literal
 from autotune.store.schema import SCHEMA_VERSION
 
 _DAY_S = 86_400.0
-LIVE_S = 45.0
+LIVE_S = 25.0
 """A worker that was not heard of for so many seconds is taken for gone."""
 
 
