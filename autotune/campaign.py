@@ -102,8 +102,8 @@ class Checkpoints(_Section):
 
     Attributes:
         url: None: in the store (GridFS); ``file:///shared/folder`` or another URL that fsspec knows.
-        every: Also kept every so many steps, so that a lost worker costs no more than these; None: only where a trial is
-            paused or given back.
+        every: Also kept every so many steps, so that a lost worker costs no more; None: only where a trial is paused or
+            given back.
         keep_best: Those of so many best trials are kept when they have ended.
         max_gb: Together they take at most so much; when there is no room, trials wait with theirs.
     """

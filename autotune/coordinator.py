@@ -12,11 +12,11 @@ import os
 import secrets
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autotune.clock import Clock, SystemClock
 from autotune.errors import DuplicateError, StateError, StoreError, StoreUnreachableError
-from autotune.mirror import Mirror
+from autotune.mirror import Curves, Mirror
 from autotune.planning import (
     Budget,
     Plan,
@@ -29,7 +29,7 @@ from autotune.planning import (
     schedule_mode,
     trial_seed,
 )
-from autotune.schedule import Promote, Propose, Schedule, make_schedule
+from autotune.schedule import Promote, Propose, Schedule, Verdict, make_schedule
 from autotune.search import Observation, Search, make_search, warm_up
 from autotune.space import Space, parse_space
 from autotune.store.base import CampaignRecord
@@ -73,6 +73,7 @@ class Coordinator:
         self._space: Space | None = None
         self._search: Search | None = None
         self._schedule: Schedule | None = None
+        self._curves = Curves(store, campaign)
         self._exhausted = False
         self._revision: int | None = None
         self._connected_s = -math.inf
@@ -153,7 +154,6 @@ class Coordinator:
         todo = plan(
             trials,
             budget=budget,
-            idle_slots=idle,
             exhausted=self._exhausted,
             abort_after=int(_setting(record, "failures", "abort_after")),
         )
@@ -164,7 +164,8 @@ class Coordinator:
 
     def _act(self, record: CampaignRecord, trials: list[Trial], todo: Plan, idle: int) -> None:
         """Carry out what the schedule says: proposals, promotions, and ends of trials that wait in vain."""
-        schedule = self._schedule = self._schedule or make_schedule(record.spec.get("schedule") or {})
+        schedule = self._schedule = self._schedule or make_schedule(_schedule_settings(record))
+        self._stop_hopeless(record, schedule, trials)
         seen = members(trials, schedule_mode(record))
         proposals: list[Propose] = []
         for action in schedule.actions(seen, idle=idle, remaining=todo.remaining):
@@ -172,7 +173,8 @@ class Coordinator:
                 proposals.append(action)
             elif isinstance(action, Promote):
                 names = {"campaign": self._name, "number": action.number, "rung": action.rung}
-                if self._store.trials.promote(self._name, action.number, action.rung, action.resource):
+                target = _target(schedule, action.resource)
+                if self._store.trials.promote(self._name, action.number, action.rung, target):
                     _log.info("promoted", extra={"action": "promote", **names})
             elif self._store.trials.prune(self._name, action.number):
                 _log.info("pruned", extra={"action": "prune", "campaign": self._name, "number": action.number})
@@ -210,6 +212,21 @@ class Coordinator:
         busy = self._store.trials.running_by_owner([w.id for w in workers], but_not=self._name)
         return {w.id: w.slots - busy.get(w.id, 0) for w in workers}
 
+    def _stop_hopeless(self, record: CampaignRecord, schedule: Schedule, trials: list[Trial]) -> None:
+        """End running trials that the schedule gives up between rungs."""
+        if not schedule.stops_between_rungs:
+            return
+        running = [t.number for t in trials if t.state is TrialState.RUNNING]
+        curves = self._curves.refresh(trials, record)
+        for number in running:
+            if number not in curves:
+                continue
+            others = [curve for other, curve in curves.items() if other != number]
+            if schedule.verdict(curves[number], others) is Verdict.STOP:
+                text = "its curve is worse than the median of the others"
+                if self._store.trials.stop(self._name, number, text):
+                    _log.info("stopped", extra={"action": "stop", "campaign": self._name, "number": number})
+
     def _propose(self, record: CampaignRecord, space: Space, trials: list[Trial], wanted: list[Propose]) -> None:
         search = self._search = self._search or make_search(record.spec["search"])
         if self._schedule is not None and self._schedule.resources[:-1]:
@@ -227,7 +244,7 @@ class Coordinator:
             try:
                 proposed = self._store.trials.propose(
                     self._name, number, params, space.hash(params), seed=seed, bracket=place.bracket,
-                    target=place.resource,
+                    target=None if self._schedule is None else _target(self._schedule, place.resource),
                 )  # fmt: skip
             except DuplicateError:
                 self._mirror.forget()
@@ -272,6 +289,15 @@ def _budget(record: CampaignRecord, trials: list[Trial]) -> Budget:
         device_s=device_s,
         devices=devices,
     )
+
+
+def _schedule_settings(record: CampaignRecord) -> dict[str, Any]:
+    return {key: value for key, value in (record.spec.get("schedule") or {}).items() if key != "metric"}
+
+
+def _target(schedule: Schedule, resource: int | None) -> int | None:
+    """Return where a trial is paused; at the maximum nobody is: the trial ends there by itself."""
+    return None if resource == schedule.resources[-1] else resource
 
 
 def _setting(record: CampaignRecord, section: str, key: str) -> float:

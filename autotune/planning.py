@@ -61,29 +61,24 @@ class Plan:
     """What to do next.
 
     Attributes:
-        propose: Number of trials to propose now, where no schedule says more.
         remaining: How many trials may still be proposed at all.
         end: The state to end the campaign in, or None.
         message: Why it ends, one line.
     """
 
-    propose: int = 0
     remaining: int = 0
     end: CampaignState | None = None
     message: str = ""
 
 
 def plan(
-    trials: Sequence[Trial], *, budget: Budget, idle_slots: int, exhausted: bool = False, abort_after: int = 0
+    trials: Sequence[Trial], *, budget: Budget, exhausted: bool = False, abort_after: int = 0
 ) -> Plan:
-    """Decide what to do next. Pure.
-
-    As many trials are queued as there are idle slots and no more: a later proposal knows more.
+    """Decide whether the campaign ends, and how much it may still propose. Pure; the rest is its schedule's.
 
     Args:
         trials: All trials of the campaign, in order of number.
         budget: What it may use and has used.
-        idle_slots: Number of slots of live workers that run nothing.
         exhausted: Whether every configuration of the space is among `trials`.
         abort_after: End the campaign when its first so many trials all failed for one cause; 0: never.
     """
@@ -98,9 +93,7 @@ def plan(
         return _out_of_time(trials, budget)
     if complete:
         return Plan()
-    queued = sum(t.state is TrialState.QUEUED for t in trials)
-    remaining = budget.max_trials - len(trials)
-    return Plan(propose=max(0, min(idle_slots - queued, remaining)), remaining=remaining)
+    return Plan(remaining=budget.max_trials - len(trials))
 
 
 def _ending(trials: Sequence[Trial], max_trials: int, exhausted: bool) -> Plan:

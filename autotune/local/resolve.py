@@ -226,7 +226,8 @@ def _schedule(campaign: Campaign, found: Mapping[str, Any], metric: Mapping[str,
     if name is None:
         chosen = defaults.get("metric", metric)
     elif reported and name not in reported:
-        raise CampaignError(f"schedule: '{campaign.objective}' reports no metric '{name}'{errors.nearest(name, reported)}")
+        hint = errors.nearest(name, reported)
+        raise CampaignError(f"schedule: '{campaign.objective}' reports no metric '{name}'{hint}")
     else:
         chosen = {"name": str(name), "mode": reported.get(name, metric["mode"])}
     return {**settings, "metric": dict(chosen)}

@@ -150,6 +150,11 @@ class AshaSchedule:
     def _ledger(self) -> _Ledger:
         return _Ledger(rungs=tuple(_Rung() for _ in self._steps))
 
+    @property
+    def stops_between_rungs(self) -> bool:
+        """False."""
+        return False
+
     def place(self, members: Sequence[Member]) -> Propose:
         """Return a proposal for the lowest rung."""
         return Propose(resource=self._steps[0])

@@ -234,6 +234,11 @@ class Schedule(Protocol):
         """The resource of each rung of the largest bracket; ``(None,)`` or ``(maximum,)`` where there are no rungs."""
         ...
 
+    @property
+    def stops_between_rungs(self) -> bool:
+        """Whether `verdict` may ever say stop."""
+        ...
+
     def place(self, members: Sequence[Member]) -> Propose:
         """Return where one more trial would go, also one that a person enqueues."""
         ...

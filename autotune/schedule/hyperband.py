@@ -167,6 +167,11 @@ class HyperbandSchedule:
         """Return the table of bracket 0, 1, 2, ... of the campaign."""
         return self.brackets[index % len(self.brackets)]
 
+    @property
+    def stops_between_rungs(self) -> bool:
+        """False."""
+        return False
+
     def place(self, members: Sequence[Member]) -> Propose:
         """Return a proposal in the first bracket that has a place; see `Schedule.place`."""
         grouped = self._grouped(members)

@@ -36,6 +36,11 @@ class NoSchedule:
         """One rung, at the end."""
         return (self.maximum,)
 
+    @property
+    def stops_between_rungs(self) -> bool:
+        """False."""
+        return False
+
     def place(self, members: Sequence[Member]) -> Propose:
         """Return a proposal that trains to its end."""
         return Propose(resource=self.maximum)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from autotune.lifecycle import Event, sources, target
 from autotune.store.connection import mapped
-from autotune.store.expressions import NOW, literal
+from autotune.store.expressions import NOW, Expression, literal
 from autotune.store.trial_reads import TrialReads
 from autotune.trial import Cause, TrialState
 
@@ -62,27 +62,29 @@ class TrialSteering(TrialReads):
         return done.modified_count == 1
 
     @mapped
+    def stop(self, campaign: str, number: int, message: str) -> bool:
+        """End a running trial for its schedule; return whether this call did it. Its worker notices when it renews."""
+        done = self._trials.update_one(
+            {"campaign": campaign, "number": number, "state": str(TrialState.RUNNING)},
+            [_taken_away(Event.PRUNE, Cause.SCHEDULE, message)],
+        )
+        return done.modified_count == 1
+
+    @mapped
     def cancel(self, campaign: str, message: str = "cancelled") -> int:
         """Cancel every trial of a campaign that has not ended; return how many. Workers notice when they renew."""
-        attempts = {
-            "$map": {
-                "input": "$attempts",
-                "in": {
-                    "$cond": [
-                        {"$eq": ["$$this.token", "$lease.token"]},
-                        {
-                            "$mergeObjects": [
-                                "$$this",
-                                {"cause": str(Cause.STOPPED), "message": literal(message), "ended_at": NOW},
-                            ]
-                        },
-                        "$$this",
-                    ]
-                },
-            }
-        }
         done = self._trials.update_many(
             {"campaign": campaign, "state": {"$in": sources(Event.CANCEL)}},
-            [{"$set": {"state": str(target(Event.CANCEL)), "attempts": attempts, "lease": None, "ended_at": NOW}}],
+            [_taken_away(Event.CANCEL, Cause.STOPPED, message)],
         )
         return done.modified_count
+
+
+def _taken_away(event: Event, cause: Cause, message: str) -> Expression:
+    """Return the stage that ends a trial from outside, and the attempt that holds its lease, if one does."""
+    ending = {"cause": str(cause), "message": literal(message), "ended_at": NOW}
+    holds = {"$eq": ["$$this.token", "$lease.token"]}
+    attempts = {
+        "$map": {"input": "$attempts", "in": {"$cond": [holds, {"$mergeObjects": ["$$this", ending]}, "$$this"]}}
+    }
+    return {"$set": {"state": str(target(event)), "attempts": attempts, "lease": None, "ended_at": NOW}}
