@@ -96,12 +96,15 @@ def test_the_budget_is_never_passed_and_nothing_ends_while_something_runs(
 ) -> None:
     trials = _trials(states[:budget])
     todo = plan(trials, budget=Budget(max_trials=budget), exhausted=exhausted)
-    assert 0 <= todo.propose <= max(0, budget - len(trials))
-    assert todo.propose + sum(t.state is Q for t in trials) <= max(idle, sum(t.state is Q for t in trials))
+    assert 0 <= todo.remaining <= max(0, budget - len(trials))
+    actions = make_schedule({}).actions(members(trials, "min"), idle=idle, remaining=todo.remaining)
+    proposed = sum(isinstance(a, Propose) for a in actions)
+    assert 0 <= proposed <= todo.remaining
+    assert proposed + sum(t.state is Q for t in trials) <= max(idle, sum(t.state is Q for t in trials))
     if any(t.state in ACTIVE_STATES for t in trials):
         assert todo.end is None
     if todo.end is not None:
-        assert todo.propose == 0
+        assert todo.remaining == 0
         assert len(trials) == budget or exhausted
 
 
