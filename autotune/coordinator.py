@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune.clock import Clock, SystemClock
 from autotune.errors import DuplicateError, StateError, StoreError, StoreUnreachableError
@@ -29,7 +29,7 @@ from autotune.planning import (
     schedule_mode,
     trial_seed,
 )
-from autotune.schedule import Promote, Propose, Schedule, Verdict, make_schedule
+from autotune.schedule import Promote, Propose, Schedule, Verdict, make_schedule, schedule_of
 from autotune.search import Observation, Search, make_search, warm_up
 from autotune.space import Space, parse_space
 from autotune.store.base import CampaignRecord
@@ -164,7 +164,7 @@ class Coordinator:
 
     def _act(self, record: CampaignRecord, trials: list[Trial], todo: Plan, idle: int) -> None:
         """Carry out what the schedule says: proposals, promotions, and ends of trials that wait in vain."""
-        schedule = self._schedule = self._schedule or make_schedule(_schedule_settings(record))
+        schedule = self._schedule = self._schedule or make_schedule(schedule_of(record.spec))
         self._stop_hopeless(record, schedule, trials)
         seen = members(trials, schedule_mode(record))
         proposals: list[Propose] = []
@@ -289,10 +289,6 @@ def _budget(record: CampaignRecord, trials: list[Trial]) -> Budget:
         device_s=device_s,
         devices=devices,
     )
-
-
-def _schedule_settings(record: CampaignRecord) -> dict[str, Any]:
-    return {key: value for key, value in (record.spec.get("schedule") or {}).items() if key != "metric"}
 
 
 def _target(schedule: Schedule, resource: int | None) -> int | None:
