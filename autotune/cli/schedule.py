@@ -65,7 +65,8 @@ def rungs(name: str, format_: str, store_uri: str | None) -> None:
     with open_store(store_uri) as store:
         found = _rungs(store, name)
     if format_ == "json":
-        echo_json(found)
+        brackets = [{**b, "rungs": [asdict(r) for r in b["rungs"]]} for b in found["brackets"]]
+        echo_json({**found, "brackets": brackets})
         return
     click.echo(f"{name}: schedule {found['schedule']}, compared by {found['metric']}")
     columns = ["bracket", "rung", "epoch", "planned", "members", "running", "queued", "waiting", "promoted", "pruned"]
