@@ -41,6 +41,7 @@ check: test static
 bench: $(READY)
 	$(BIN)/python benchmarks/orchestration.py
 	$(BIN)/python benchmarks/start_up.py
+	$(BIN)/python benchmarks/infeasible.py
 
 chaos: $(READY)
 	$(BIN)/python -m benchmarks.chaos $(SCENARIOS)

@@ -16,6 +16,7 @@ from pathlib import Path
 from autotune.errors import InputError
 from autotune.sources import find_module, is_module_name, split_objective
 from autotune.store.base import CampaignRecord
+from workers.refusals import environment_key
 from workers.versions import differences, environment
 from workers.workloads.registry import workload_names
 
@@ -45,7 +46,7 @@ class Admission:
         self._allowed = tuple(allowed)
         self._allow_mismatch = allow_mismatch
         self._folder = Path(os.getcwd() if folder is None else folder)
-        self._kept: dict[tuple[str, str], tuple[float, list[str]]] = {}
+        self._kept: dict[tuple[str, str, str], tuple[float, list[str]]] = {}
         self._lock = threading.Lock()
 
     def refusal(self, record: CampaignRecord) -> str | None:
@@ -65,7 +66,7 @@ class Admission:
         objective = record.spec.get("objective")
         if not launched or not isinstance(objective, str):
             return []
-        key, now_s = (record.name, record.spec_hash), time.monotonic()
+        key, now_s = (record.name, record.spec_hash, environment_key(record)), time.monotonic()
         with self._lock:
             at_s, found = self._kept.get(key, (now_s - _KEEP_S, []))
             if now_s - at_s < _KEEP_S:

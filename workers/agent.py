@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import shutil
 import socket
-import tempfile
 import threading
 import traceback
 from collections.abc import Sequence
@@ -29,6 +27,7 @@ from workers.lease import Held, LeaseKeeper
 from workers.refusals import Key, Refusals
 from workers.refusals import key_of as _key
 from workers.runner import Runner
+from workers.scratch import Scratch
 from workers.sharing import DeviceShare
 from workers.stopping import StopRequest
 
@@ -89,6 +88,7 @@ class Agent:
         self._servers_lock = threading.Lock()
         self._tokens: list[str | None] = [None] * len(self._slots)
         self._running: list[Key | None] = [None] * len(self._slots)
+        self._scratch: Scratch | None = None
         self._folder = Path()
         self._refusals = Refusals(store, self.id)
 
@@ -107,8 +107,10 @@ class Agent:
         for name in self._campaigns or ():
             self._store.campaigns.get(name)
         self._register()
-        self._folder = Path(tempfile.mkdtemp(prefix="autotune-worker-"))
+        self._scratch = Scratch()
+        self._folder = self._scratch.path
         self._leases.start()
+        self._deliver_once()  # before a slot begins anew with a trial whose result is at hand
         watch = threading.Thread(target=self._watch, name="watch", daemon=True)
         courier = threading.Thread(target=self._deliver_left_over, name="courier", daemon=True)
         slots = [threading.Thread(target=self._serve, args=(slot,), name=f"slot-{slot.index}") for slot in self._slots]
@@ -118,11 +120,11 @@ class Agent:
             while not stop.wait(_POLL_S) and any(t.is_alive() for t in slots):
                 pass
         finally:
-            self._end(watch, slots)
+            self._end(slots, [watch, courier])
         if self._once and self._refusals.first is not None and not stop.is_set():
             raise WorkerError(self._refusals.first)
 
-    def _end(self, watch: threading.Thread, slots: list[threading.Thread]) -> None:
+    def _end(self, slots: Sequence[threading.Thread], others: Sequence[threading.Thread]) -> None:
         self._stop.set()
         self._notify()
         for thread in slots:
@@ -134,9 +136,11 @@ class Agent:
             self._store.workers.stopped(self.id)
         except StoreError as error:
             _log.warning("%s", error, extra={"action": "sign-off-failed"})
-        watch.join(_WATCH_END_S)  # it may hang in a store that does not answer
+        for thread in others:
+            thread.join(_WATCH_END_S)  # it may hang in a store that does not answer
         self._data.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._scratch is not None:
+            self._scratch.close()
         _log.info("ended", extra={"action": "worker-end", "worker": self.id})
 
     def _register(self) -> None:
@@ -172,16 +176,18 @@ class Agent:
                 self._stop.wait(_BACKOFF_S)
 
     def _deliver_left_over(self) -> None:
-        """Bring what earlier workers of this host could not write into the store."""
-        while not self._stop.is_set():
-            try:
-                if deliver_left_over(self._store, self._journal):
-                    self._notify()
-            except StoreError as error:
-                _log.warning("%s", error, extra={"action": "store-away"})
-            except Exception:  # noqa: BLE001 - what is left stays for the next round
-                _log.exception("unexpected", extra={"action": "courier-error"})
-            self._stop.wait(_COURIER_S)
+        """Bring what other workers of this host could not write into the store, every now and then."""
+        while not self._stop.wait(_COURIER_S):
+            self._deliver_once()
+
+    def _deliver_once(self) -> None:
+        try:
+            if deliver_left_over(self._store, self._journal):
+                self._notify()
+        except StoreError as error:
+            _log.warning("%s", error, extra={"action": "store-away"})
+        except Exception:  # noqa: BLE001 - what is left stays for the next round
+            _log.exception("unexpected", extra={"action": "courier-error"})
 
     def _notify(self) -> None:
         with self._work:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from dataclasses import replace
 
 import click
 
@@ -104,4 +105,4 @@ def share_slots(slots: list[Slot], share: str, *, given_threads: int | None) -> 
     kept = [slot for slot in slots if slot.device in mine]
     cores = len(os.sched_getaffinity(0))
     threads = given_threads or max(1, cores // max(1, count * len(kept)))
-    return [Slot(index=i, device=s.device, visible=s.visible, threads=threads) for i, s in enumerate(kept)]
+    return [replace(slot, index=i, threads=threads) for i, slot in enumerate(kept)]

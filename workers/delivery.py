@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from autotune.errors import LeaseLostError, NotFoundError, StoreError, StoreUnreachableError
+from autotune.errors import LeaseLostError, NotFoundError, StoreError, StoreSetupError, StoreUnreachableError
 from autotune.lifecycle import RetryPolicy
-from autotune.trial import Report
 from workers.ending import Ended
 from workers.journal import AttemptJournal, Entry, Journal
 from workers.lease import Held
+from workers.reports import ReportSender
 
 if TYPE_CHECKING:
     from autotune.store.mongo import MongoStore
@@ -43,62 +43,86 @@ class Delivery:
         self._policy = policy
         self._stop = stop
 
-    def deliver(self, ended: Ended, reports: Sequence[Report]) -> None:
-        """Write the reports that are not in the store, then the end.
+    def deliver(self, ended: Ended, sender: ReportSender) -> None:
+        """Write the reports that are not in the store, then the end; what is in the journal is deleted afterwards.
+
+        Should the worker be stopped while the store is away, all of it stays in the journal.
+
+        Args:
+            ended: How the attempt ended.
+            sender: Has the reports; it is closed.
 
         Raises:
             StoreError: If the store answers but refuses the end.
         """
         self._held.ending.set()
-        lease, result, failure, timing = self._held.lease, ended.result, ended.failure, ended.timing
-        if reports and not self._held.lost.is_set():
-            self._deliver_reports(reports)
-        if result is not None:
-            if self._persist(
-                lambda: self._store.trials.finish(lease, result, timing), lambda: self._journal.result(result, timing)
-            ):
-                _log.info("finished", extra={"action": "finish", **names(self._held), "score": result.score})
-        elif failure is not None and not self._held.lost.is_set():
-            killed = ended.process_killed
-            if self._persist(
-                lambda: self._store.trials.end_attempt(
-                    lease, failure, process_killed=killed, timing=timing, policy=self._policy
-                ),
-                lambda: self._journal.failure(failure, killed, timing),
-            ):
-                extra = {"action": "attempt-ended", **names(self._held), "cause": failure.cause}
-                _log.info("%s", failure.message, extra=extra)
+        sender.end()
+        if ended.result is not None or not self._held.lost.is_set():
+            self._keep(ended, sender)  # first: a write hangs for a minute where the network drops what is sent
+        sender.close()
+        if self._persist(lambda: self._write(ended, sender)):
+            self._journal.discard()
 
-    def _deliver_reports(self, reports: Sequence[Report]) -> None:
+    def _write(self, ended: Ended, sender: ReportSender) -> None:
+        """Write the reports, then the end. Safe to repeat.
+
+        Raises:
+            LeaseLostError: If the lease is gone; a result has been kept as late, if it could be.
+            StoreError: If the store is away, or refuses the end.
+        """
+        lease, result, failure = self._held.lease, ended.result, ended.failure
+        if result is None and self._held.lost.is_set():
+            return
+        self._write_reports(sender, has_result=result is not None)
+        extra: dict[str, Any] = names(self._held)
+        if result is not None:
+            self._store.trials.finish(lease, result, ended.timing)
+            _log.info("finished", extra={"action": "finish", **extra, "score": result.score})
+        elif failure is not None:
+            self._store.trials.end_attempt(
+                lease, failure, process_killed=ended.process_killed, timing=ended.timing, policy=self._policy
+            )
+            _log.info("%s", failure.message, extra={"action": "attempt-ended", **extra, "cause": failure.cause})
+
+    def _write_reports(self, sender: ReportSender, *, has_result: bool) -> None:
+        """Write the reports that are left; those that the store refuses must not hold up the end."""
+        reports = sender.close()
         try:
-            # ReportSender keeps in the journal what the store did not take
-            self._persist(lambda: self._store.reports.add(self._held.lease, reports), lambda: False)
+            self._store.reports.add(self._held.lease, reports, ran_out=has_result)
+        except StoreUnreachableError:
+            raise
+        except LeaseLostError:
+            if not has_result:
+                raise
         except StoreError as error:
             extra = {"action": "reports-refused", **names(self._held), "reports": len(reports)}
             _log.error("%s", error, extra=extra)
+        sender.forget()
 
-    def _persist(self, write: Callable[[], object], keep: Callable[[], bool]) -> bool:
-        """Write, again while the store is away; return whether it was written.
+    def _keep(self, ended: Ended, sender: ReportSender) -> None:
+        """Keep on disk what may not be in the store: a worker that is killed now has lost nothing."""
+        sender.keep()
+        if ended.result is not None:
+            self._journal.result(ended.result, ended.timing)
+        elif ended.failure is not None:
+            self._journal.failure(ended.failure, ended.process_killed, ended.timing)
 
-        Args:
-            write: Writes into the store.
-            keep: Writes into the journal; called once, when the store is away.
+    def _persist(self, write: Callable[[], object]) -> bool:
+        """Write, again while the store is away; return whether the store took it, or said that the lease is gone.
 
         Raises:
             StoreError: If the store answers but refuses the write.
         """
         pause_s = _BACKOFF_S[0]
-        kept = False
         while True:
             try:
                 write()
             except LeaseLostError as error:
                 self._held.lost.set()
                 _log.warning("%s", error, extra={"action": "late", **names(self._held)})
-                return False
+                return True
             except StoreUnreachableError as error:
                 _log.warning("%s", error, extra={"action": "store-away", **names(self._held)})
-                kept = kept or keep()
                 if self._stop.wait(pause_s):
                     return False
                 pause_s = min(_BACKOFF_S[1], pause_s * 2)
@@ -118,12 +142,13 @@ def deliver_left_over(store: MongoStore, journal: Journal) -> int:
 
     Raises:
         StoreUnreachableError: If the store is away; what is left stays.
+        StoreSetupError: If this user may not write; what is left stays, too.
     """
     count = 0
     for entry in journal.left_over():
         try:
             _deliver_entry(store, entry)
-        except StoreUnreachableError:
+        except (StoreUnreachableError, StoreSetupError):
             entry.close()
             raise
         except (LeaseLostError, StoreError, NotFoundError) as error:

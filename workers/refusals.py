@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -24,8 +25,15 @@ def key_of(record: CampaignRecord) -> Key:
     return record.name, record.spec_hash, str(record.environment.get("objective_hash"))
 
 
+def environment_key(record: CampaignRecord) -> str:
+    """Return what a campaign's environment is known by: another launch of the same definition may change it."""
+    return json.dumps(record.environment, sort_keys=True, default=str)
+
+
 class Refusals:
     """The campaigns that a worker does not serve. Safe to use from many threads.
+
+    What was decided of a campaign holds until its definition or its environment changes.
 
     Args:
         store: An open store.
@@ -35,7 +43,7 @@ class Refusals:
     def __init__(self, store: MongoStore, worker_id: str) -> None:
         self._store = store
         self._worker_id = worker_id
-        self._known: dict[Key, tuple[str | None, float | None]] = {}
+        self._known: dict[tuple[Key, str], tuple[str | None, float | None]] = {}
         self._written: dict[str, str] = {}
         self._lock = threading.Lock()
 
@@ -48,13 +56,13 @@ class Refusals:
     def knows(self, record: CampaignRecord) -> bool:
         """Return whether it was decided lately whether to serve a campaign."""
         with self._lock:
-            _, until_s = self._known.get(key_of(record), (None, 0.0))
+            _, until_s = self._known.get(_decided_by(record), (None, 0.0))
         return until_s is None or time.monotonic() < until_s
 
     def of(self, record: CampaignRecord) -> str | None:
         """Return why a campaign is refused, or None when it is served."""
         with self._lock:
-            return self._known.get(key_of(record), (None, None))[0]
+            return self._known.get(_decided_by(record), (None, None))[0]
 
     def set(self, record: CampaignRecord, reason: str | None, *, again_s: float | None = None) -> None:
         """Take in why a campaign is refused, or with None that it is served.
@@ -64,8 +72,10 @@ class Refusals:
             reason: One line, or None.
             again_s: Decide anew after so many seconds; None: never.
         """
+        until_s = None if again_s is None else time.monotonic() + again_s
         with self._lock:
-            self._known[key_of(record)] = reason, None if again_s is None else time.monotonic() + again_s
+            self._known = {key: value for key, value in self._known.items() if key[0][0] != record.name}
+            self._known[_decided_by(record)] = reason, until_s
             changed = self._written.get(record.name) != reason
         if not changed:
             return
@@ -83,3 +93,7 @@ class Refusals:
                 self._written.pop(record.name, None)
             else:
                 self._written[record.name] = reason
+
+
+def _decided_by(record: CampaignRecord) -> tuple[Key, str]:
+    return key_of(record), environment_key(record)

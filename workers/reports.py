@@ -35,6 +35,7 @@ class ReportSender:
         self._held = held
         self._journal = journal
         self._journaled = 0
+        self._sending: list[Report] = []
         self._pending: list[Report] = []
         self._lock = threading.Lock()
         self._some = threading.Event()
@@ -51,43 +52,71 @@ class ReportSender:
             self._thread = threading.Thread(target=self._run, name="reports", daemon=True)
             self._thread.start()
 
+    def end(self) -> None:
+        """Ask the thread to end; from now on nothing is deleted from the journal."""
+        with self._lock:
+            self._closed.set()
+        self._some.set()
+
     def close(self) -> list[Report]:
         """End the thread, after the write that it is in; return the reports that are not in the store."""
-        self._closed.set()
-        self._some.set()
+        self.end()
         if self._thread is not None:
             self._thread.join()
         return self._pending
+
+    def keep(self) -> bool:
+        """Keep the reports that may not be in the store on disk; return whether they are safe. For after `end`."""
+        with self._lock:
+            reports = [*self._sending, *self._pending]
+            new, self._journaled = reports[self._journaled :], len(reports)
+        return self._journal.reports(new)
+
+    def forget(self) -> None:
+        """Drop the reports that are left. For after `close`."""
+        self._pending, self._journaled = [], 0
 
     def _run(self) -> None:
         while self._some.wait() and not self._closed.is_set() and not self._held.lost.is_set():
             self._some.clear()
             with self._lock:
-                batch, self._pending = self._pending, []
+                batch = self._sending = self._pending
+                self._pending = []
             names = {"campaign": self._held.lease.campaign, "number": self._held.lease.number, "reports": len(batch)}
             try:
                 self._store.reports.add(self._held.lease, batch)
             except LeaseLostError:
+                _log.warning("lease lost", extra={"action": "lease-lost", **names})
+                self._put_back(batch)  # they go with the result, should that be accepted all the same
                 self._held.lost.set()
             except StoreUnreachableError as error:
                 _log.warning("%s", error, extra={"action": "reports-wait", **names})
-                self._put_back(batch)
+                self._journaled = self._put_back(batch, on_disk=True)
                 self._some.set()
             except Exception:  # noqa: BLE001 - a report that the store refuses must not end the training
                 _log.exception("reports dropped", extra={"action": "reports-refused", **names})
+                self._written()
             else:
-                self._forget_journal()
+                self._written()
             self._closed.wait(EVERY_S)
 
-    def _put_back(self, batch: list[Report]) -> None:
-        """Keep reports that the store did not take, on disk too; the first `_journaled` of them are there already."""
-        self._journal.reports(batch[self._journaled :])
+    def _put_back(self, batch: list[Report], *, on_disk: bool = False) -> int:
+        """Take back reports that the store did not take; return how many of them there was room for.
+
+        Args:
+            batch: The reports; the first `_journaled` of them are on disk already.
+            on_disk: Whether to keep them there, too.
+        """
+        if on_disk:
+            self._journal.reports(batch[self._journaled :])
         with self._lock:
             pending = [*batch, *self._pending]
-            self._pending = pending[-MAX_PENDING:]
-        self._journaled = max(0, len(batch) - (len(pending) - len(self._pending)))
+            self._pending, self._sending = pending[-MAX_PENDING:], []
+        return max(0, len(batch) - (len(pending) - len(self._pending)))
 
-    def _forget_journal(self) -> None:
-        if self._journaled:
-            self._journal.discard()
-            self._journaled = 0
+    def _written(self) -> None:
+        with self._lock:
+            self._sending = []
+            if self._journaled and not self._closed.is_set():
+                self._journal.discard()
+                self._journaled = 0

@@ -98,7 +98,7 @@ class Runner:
                 timing["peak_rss_mb"] = child.peak_rss_kb / 1024
             delivery = Delivery(self._store, self._held, self._journal, policy_of(self._spec), self._stop)
             ended = replace(ended, timing={k: round(v, 4) for k, v in timing.items()})
-            delivery.deliver(ended, self._reports.close())
+            delivery.deliver(ended, self._reports)
         finally:
             self._reports.close()
             child.terminate(GRACE_S)

@@ -56,6 +56,8 @@ class Watchdog:
         if self.trial_s is not None and now_s - self.started_s >= self.trial_s:
             return Verdict(cause=Cause.TIMEOUT, message=f"it ran {self.trial_s:g} s (limits.trial_s)")
         if not stopped:
+            if self._stopped_s is not None:
+                self.heard(now_s)  # while it was stopped it could not report
             self._stopped_s = None
         elif self._stopped_s is None:
             self._stopped_s = now_s

@@ -46,6 +46,8 @@ class Observation:
             raise ValueError(f"unknown state {self.state!r}")
         if self.loss is not None and (self.state != "finished" or math.isnan(self.loss)):
             raise ValueError(f"loss {self.loss} of a trial that is {self.state}")
+        if self.infeasible and self.state != "failed":
+            raise ValueError(f"infeasible, but {self.state}")
 
 
 class Search(Protocol):
@@ -81,9 +83,9 @@ class Search(Protocol):
         ...
 
 
-def generator(seed: int, number: int) -> np.random.Generator:
-    """Return the random numbers of trial ``number`` of a search with ``seed``."""
-    return np.random.default_rng(np.random.SeedSequence([seed, number]))
+def generator(seed: int, number: int, *purpose: int) -> np.random.Generator:
+    """Return the random numbers of trial ``number`` of a search with ``seed``; independent ones per purpose."""
+    return np.random.default_rng(np.random.SeedSequence([seed, number, *purpose]))
 
 
 class Memory:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from autotune.search.base import Memory, Observation, draw_unseen, generator
+from autotune.search.avoidance import Avoidance, draw_passing
+from autotune.search.base import Memory, Observation, generator
 from autotune.space import Space
 
 
@@ -16,14 +17,19 @@ class RandomSearch:
 
     Attributes:
         seed: Seed of all draws; 0 or more.
+        avoid_failures: Whether draws that are likely to fail are drawn again (see `avoidance`).
     """
 
     seed: int = 0
+    avoid_failures: bool = False
     _memory: Memory = field(default_factory=Memory, repr=False, compare=False)
+    _avoidance: Avoidance = field(default_factory=Avoidance, repr=False, compare=False)
 
     def check(self, space: Space) -> None:
         """Accept every space."""
 
     def propose(self, space: Space, history: Sequence[Observation], number: int) -> dict[str, Any] | None:
         """Return a random configuration that is not in the history; see `Search.propose`."""
-        return draw_unseen(space, self._memory.seen(space, history), generator(self.seed, number))
+        seen = self._memory.seen(space, history)
+        gate = self._avoidance.gate(space, history, number, self.seed, self._memory) if self.avoid_failures else None
+        return draw_passing(space, seen, generator(self.seed, number), gate)

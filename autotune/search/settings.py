@@ -24,9 +24,9 @@ _TPE: dict[str, int | float] = {
     "prior_weight": 1.0,
 }
 _DEFAULTS: dict[str, dict[str, int | float]] = {
-    "tpe": _TPE,
+    "tpe": _TPE | {"avoid_failures": True},
     "hyperopt_tpe": _TPE,
-    "random": {"seed": 0},
+    "random": {"seed": 0, "avoid_failures": False},
     "grid": {"seed": 0},
 }
 _SMALLEST = {"seed": 0, "startup": 1, "candidates": 1}
@@ -38,8 +38,9 @@ def search_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         settings: ``algorithm`` (``tpe`` by default, ``hyperopt_tpe``, ``random``, ``grid``, or the name of an
             entry point of group ``autotune.search``), ``seed`` (0); for tpe also ``startup`` (20),
-            ``gamma`` (0.25), ``candidates`` (24) and ``prior_weight`` (1.0). The settings of an entry point
-            are passed on as they are, with the seed filled in.
+            ``gamma`` (0.25), ``candidates`` (24) and ``prior_weight`` (1.0); for
+            tpe and random ``avoid_failures`` (true, false). The settings of an entry point are passed on as they
+            are, with the seed filled in.
 
     Raises:
         CampaignError: Unknown algorithm or key (names the nearest known one), or a value out of range.
@@ -86,6 +87,10 @@ def _entry_point(name: str) -> EntryPoint:
 
 
 def _checked(key: str, value: Any) -> int | float:
+    if key == "avoid_failures":
+        if not isinstance(value, bool):
+            raise CampaignError(f"search setting {key}: {value!r} is neither true nor false; correct it")
+        return value
     if key in _SMALLEST:
         if isinstance(value, bool) or not isinstance(value, int) or value < _SMALLEST[key]:
             raise CampaignError(

@@ -6,10 +6,14 @@ import asyncio
 import ctypes
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -128,6 +132,82 @@ def holds_first(trial: Trial) -> float:
     return float(trial.params["x"]) ** 2
 
 
+def stalls_first(trial: Trial) -> float:
+    """Report for some seconds, then return the square; trial 0 falls silent after three reports."""
+    _mark(trial)
+    for step in range(20):
+        trial.report(step, loss=1.0)
+        _NEVER.wait(0.2)
+        if trial.number == 0 and step == 2:
+            _NEVER.wait()
+    return square(trial)
+
+
+def reports_at_the_end(trial: Trial) -> float:
+    """Report steps 0 to 4, hang as `holds` does in the first attempt, report steps 5 to 9, return the square."""
+    for step in range(5):
+        trial.report(step, loss=10.0 - step)
+    if trial.attempt == 0:
+        holds(trial)
+    for step in range(5, 10):
+        trial.report(step, loss=10.0 - step)
+    return square(trial)
+
+
+def naps(trial: Trial) -> float:
+    """Take as many seconds as the parameter ``seconds`` says; return the square."""
+    _mark(trial)
+    _NEVER.wait(trial.params["seconds"])
+    return square(trial)
+
+
+def hungry_first(trial: Trial) -> float:
+    """Run out of memory in the first attempts of some trials; later attempts of these take their time."""
+    hungry = trial.number in trial.params["hungry"]
+    with _written_down(trial):
+        _NEVER.wait(0.8 if hungry and trial.attempt else 0.2)
+        if hungry and trial.attempt == 0:
+            raise MemoryError("too much")
+    return square(trial)
+
+
+def hungry_always(trial: Trial) -> float:
+    """Run out of memory in every attempt of some trials."""
+    with _written_down(trial):
+        _NEVER.wait(0.1)
+        if trial.number in trial.params["hungry"]:
+            raise MemoryError("too much")
+    return square(trial)
+
+
+def holds_beside_hungry(trial: Trial) -> float:
+    """Trial 0 hangs as `holds` does; trial 1 runs out of memory in its first attempt; all write down when they ran."""
+    with _written_down(trial):
+        if trial.number == 0:
+            return holds(trial)
+        _mark(trial)
+        if trial.number == 1 and trial.attempt == 0:
+            raise MemoryError("too much")
+    return square(trial)
+
+
+def address_space(trial: Trial) -> float:
+    """Allocate more than a limit of this process allows; with the memory for itself it gets by."""
+    if trial.attempt == 0:
+        resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
+        bytearray(2**32)
+    return square(trial)
+
+
+def killed_for_memory(trial: Trial) -> float:
+    """Be killed by the kernel in the first attempt, by way of the control group that ``group`` names."""
+    if trial.attempt == 0:
+        Path(trial.params["group"], "cgroup.procs").write_text(str(os.getpid()))
+        kept = [bytearray(os.urandom(2**20)) for _ in range(512)]
+        return float(len(kept))
+    return square(trial)
+
+
 def family(trial: Trial) -> None:
     """Start a forked child and a program, in this group and in a session of its own, and hang."""
     forked = multiprocessing.get_context("fork").Process(target=_NEVER.wait)
@@ -185,3 +265,14 @@ def _mark(trial: Trial) -> None:
     folder = trial.params.get("folder")
     if folder:
         Path(folder, f"running-{trial.number}-{trial.attempt}").write_text(str(os.getpid()))
+
+
+@contextmanager
+def _written_down(trial: Trial) -> Iterator[None]:
+    """Write into a file when an attempt began and ended, by the host's monotonic clock."""
+    began_s = time.monotonic()
+    try:
+        yield
+    finally:
+        file = Path(trial.params["folder"], f"span-{trial.number}-{trial.attempt}")
+        file.write_text(f"{began_s} {time.monotonic()}")

@@ -108,6 +108,28 @@ def wait_for_state(store: MongoStore, number: int, state: TrialState, name: str 
     return store.trials.get(name, number)
 
 
+def process_of(file: Path) -> int:
+    """Return the process id that a trial wrote into a file when it began."""
+    return int(wait_until(lambda: file.exists() and file.read_text(), f"the file {file.name}"))
+
+
+def processes_of(worker: int) -> list[int]:
+    """Return the process ids of a worker and of all that it started, and they."""
+    found, new = [], [worker]
+    while new:
+        found += new
+        new = [int(child) for pid in new for child in _children_of(pid)]
+    return found
+
+
+def _children_of(pid: int) -> list[str]:
+    try:
+        files = [task / "children" for task in Path(f"/proc/{pid}/task").iterdir()]
+        return [child for file in files for child in file.read_text().split()]
+    except OSError:
+        return []
+
+
 def assert_exact(store: MongoStore, count: int, name: str = "demo") -> list[Trial]:
     """Check that exactly `count` trials finished, with dense numbers and no configuration twice; return them."""
     trials = store.trials.find(name)

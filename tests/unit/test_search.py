@@ -270,13 +270,13 @@ def test_observations_are_checked() -> None:
 
 def test_settings_are_filled_in() -> None:
     full = {"algorithm": "tpe", "seed": 0, "startup": 20, "gamma": 0.25, "candidates": 24, "prior_weight": 1.0}
-    assert search_settings({}) == full
+    assert search_settings({}) == full | {"avoid_failures": True}
     assert search_settings({"algorithm": "hyperopt_tpe", "gamma": 1}) == full | {
         "algorithm": "hyperopt_tpe",
         "gamma": 1.0,
     }
-    assert search_settings({"algorithm": "random"}) == {"algorithm": "random", "seed": 0}
-    assert search_settings(search_settings({})) == full
+    assert search_settings({"algorithm": "random"}) == {"algorithm": "random", "seed": 0, "avoid_failures": False}
+    assert search_settings(search_settings({})) == search_settings({})
 
 
 @pytest.mark.parametrize(
