@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import math
 import numbers
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 
 class TrialStopped(Exception):  # a signal to the objective, not an error
@@ -60,6 +62,60 @@ class Result:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Checkpoint(Protocol):
+    """Where a training keeps its state, so that a later attempt, on any worker, goes on from there.
+
+    An objective that does not use it still works; its trials begin anew after each interruption and each pause::
+
+        start = 0
+        if (kept := trial.checkpoint.load()) is not None:
+            start = read(kept)
+        for step in range(start + 1, last + 1):
+            ...
+            trial.report(step, loss=loss)
+            if trial.checkpoint.wanted(step):
+                trial.checkpoint.save(step, write)
+    """
+
+    def load(self) -> Path | None:
+        """Return the folder that an earlier attempt wrote, or None when there is none: begin anew. Read only."""
+        ...
+
+    def wanted(self, step: int) -> bool:
+        """Return whether a checkpoint is wanted after `step`; cheap, to be asked after each report."""
+        ...
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Keep the state after `step`; only the newest is kept.
+
+        Args:
+            step: Resource spent so far, as reported.
+            write: Writes the state into the empty folder that it is given: files, in folders if need be, no links.
+                What it raises passes through, and nothing is kept.
+
+        Raises:
+            TrialStopped: When the state is kept and this attempt must end here: the trial is paused or given back.
+        """
+        ...
+
+
+class NoCheckpoint:
+    """The checkpoint of a trial that runs outside a worker: `save` tries `write` and keeps nothing."""
+
+    def load(self) -> Path | None:
+        """Return None."""
+        return None
+
+    def wanted(self, step: int) -> bool:
+        """Return False."""
+        return False
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Call `write` with a folder that is removed afterwards."""
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder))
+
+
 def _ignore(step: int, metrics: Mapping[str, float]) -> None:
     """Drop a report: the default of a trial that runs outside a worker."""
 
@@ -83,6 +139,7 @@ class Trial:
         metric: Name of the campaign's metric.
         mode: ``"min"`` or ``"max"``.
         data: What the workload's `prepare` returned, shared by the trials of a host; read only.
+        checkpoint: Where the training keeps its state for a later attempt.
     """
 
     params: Mapping[str, Any]
@@ -98,6 +155,7 @@ class Trial:
     mode: str = "min"
     data: Any = None
     send: Callable[[int, Mapping[str, float]], None] = _ignore
+    checkpoint: Checkpoint = field(default=NoCheckpoint(), compare=False)
 
     def report(self, step: int, **metrics: float) -> None:
         """Report metrics at a step (an epoch, usually). Idempotent on (trial, step); cheap, never blocks on the store.

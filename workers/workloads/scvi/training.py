@@ -19,6 +19,7 @@ from workers.workloads.scvi.callbacks import EpochEnd
 from workers.workloads.scvi.likelihood import mean_and_se, score_cells
 from workers.workloads.scvi.n_params import n_params
 from workers.workloads.scvi.quiet import quiet
+from workers.workloads.scvi.resume import BetweenEpochs
 
 _IMPORTANCE_SAMPLING = "importance sampling from the posterior (on average an upper bound)"
 _SMALLEST_BATCH = 3  # smaller last batches are skipped, as in scVI of 2019
@@ -64,7 +65,7 @@ def train(trial: Trial, prepared: PreparedCells, config: Mapping[str, Any]) -> T
     """Train a model on exactly the training cells and give it the weights of its best epoch.
 
     Best is the lowest ``elbo_validation`` (no KL weight). Without ``early_stopping`` all ``max_epochs`` are trained,
-    and the best epoch is still the one that counts.
+    and the best epoch is still the one that counts. Where an earlier attempt left a checkpoint, it goes on from there.
 
     Raises:
         TrialStopped: Passed on from the trial.
@@ -74,7 +75,8 @@ def train(trial: Trial, prepared: PreparedCells, config: Mapping[str, Any]) -> T
     accelerator, devices, device = _device(trial.device)
     best = BestEpoch(patience=config["patience"] if config["early_stopping"] else None)
     epoch_end = EpochEnd(trial, best)
-    _fit(model, prepared, config, epoch_end, accelerator=accelerator, devices=devices)
+    between = BetweenEpochs(trial, epoch_end)
+    _fit(model, prepared, config, epoch_end, between, accelerator=accelerator, devices=devices)
     if not epoch_end.best_weights:
         raise FloatingPointError("no epoch gave a finite elbo_validation")
     model.module.to(device)
@@ -147,6 +149,7 @@ def _fit(
     prepared: PreparedCells,
     config: Mapping[str, Any],
     epoch_end: EpochEnd,
+    between: BetweenEpochs,
     *,
     accelerator: str,
     devices: Any,
@@ -176,8 +179,9 @@ def _fit(
         check_val_every_n_epoch=1,
         enable_progress_bar=False,
         logger=False,
-        callbacks=[epoch_end],
+        callbacks=[epoch_end, between],
     )
+    between.load(trainer, model.module)
     try:
         trainer.fit(plan, splitter)
     except ValueError as error:
