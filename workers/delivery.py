@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+KEEP_AFTER_S = 0.25
+"""What the store has not taken after so many seconds is written to the local journal."""
 _BACKOFF_S = (0.2, 5.0)
 
 
@@ -67,10 +69,15 @@ class Delivery:
         """
         self._held.ending.set()
         sender.end()
+        safe = _Later(KEEP_AFTER_S, lambda: self._keep(ended, sender))
         if ended.result is not None or not self._held.lost.is_set():
-            self._keep(ended, sender)  # first: a write hangs for a minute where the network drops what is sent
-        sender.close()
-        if self._persist(lambda: self._write(ended, sender)):
+            safe.start()
+        try:
+            sender.close()
+            done = self._persist(lambda: self._write(ended, sender), safe)
+        finally:
+            safe.stop()
+        if done:
             self._journal.discard()
 
     def _write(self, ended: Ended, sender: ReportSender) -> None:
@@ -132,8 +139,12 @@ class Delivery:
         elif ended.failure is not None:
             self._journal.failure(ended.failure, ended.process_killed, ended.timing)
 
-    def _persist(self, write: Callable[[], object]) -> bool:
+    def _persist(self, write: Callable[[], object], safe: _Later) -> bool:
         """Write, again while the store is away; return whether the store took it, or said that the lease is gone.
+
+        Args:
+            write: Writes into the store.
+            safe: Done at the latest when the store is known to be away.
 
         Raises:
             StoreError: If the store answers but refuses the write.
@@ -148,11 +159,52 @@ class Delivery:
                 return True
             except StoreUnreachableError as error:
                 _log.warning("%s", error, extra={"action": "store-away", **names(self._held)})
+                safe.now()
                 if self._stop.wait(pause_s):
                     return False
                 pause_s = min(_BACKOFF_S[1], pause_s * 2)
             else:
                 return True
+
+
+class _Later:
+    """Does something once, in a thread of its own, unless it is stopped before its time.
+
+    A write takes milliseconds as a rule, but hangs for a minute where the network drops what is sent.
+
+    Args:
+        delay_s: When to do it.
+        act: What to do.
+    """
+
+    def __init__(self, delay_s: float, act: Callable[[], None]) -> None:
+        self._act = act
+        self._timer = threading.Timer(delay_s, self._do)
+        self._timer.daemon = True
+        self._lock = threading.Lock()
+        self._started = self._done = False
+
+    def start(self) -> None:
+        """Begin to wait."""
+        self._started = True
+        self._timer.start()
+
+    def now(self) -> None:
+        """Do it now, if it was started and is not done; returns when it is done."""
+        if self._started:
+            self._do()
+
+    def stop(self) -> None:
+        """Do not begin any more; returns when what has begun is done."""
+        self._timer.cancel()
+        if self._started:
+            self._timer.join()
+
+    def _do(self) -> None:
+        with self._lock:
+            if not self._done:
+                self._done = True
+                self._act()
 
 
 def names(held: Held) -> dict[str, Any]:

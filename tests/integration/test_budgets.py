@@ -1,0 +1,170 @@
+"""Budgets in hours and device hours end a campaign and its trainings; the one in trials stays exact."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autotune.store.base import CampaignRecord
+from autotune.store.campaigns import Extension
+from autotune.store.mongo import MongoStore
+from autotune.trial import CampaignState, TrialState
+from tests.objectives.support import (
+    ENDINGS,
+    ROOT,
+    alive,
+    assert_exact,
+    coordinating,
+    process,
+    process_of,
+    wait_for_end,
+    wait_for_state,
+    wait_until,
+    worker_command,
+    working,
+)
+
+Launch = Callable[..., CampaignRecord]
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
+@pytest.fixture
+def launch(make_campaign: Callable[..., CampaignRecord], tmp_path: Path) -> Launch:
+    """Writes a campaign whose trials all do one of the things in `endings`; budgets are in seconds."""
+
+    def write(do: str, *, trials: int = 100, run_s: float | None = None, device_s: float | None = None) -> None:
+        hours = {"max_hours": run_s, "max_device_hours": device_s}
+        budget = {"max_trials": trials, **{k: v / 3600 for k, v in hours.items() if v is not None}}
+        fixed = {"do": do, "folder": str(tmp_path), "hungry": list(range(100)), "seconds": 0.3}
+        settings = {"objective": f"{ENDINGS}:chosen", "fixed": fixed, "search": {"algorithm": "random", "seed": 0}}
+        return make_campaign(budget=budget, lease={"duration_s": 60, "renewal_s": 30}, **settings)
+
+    return write
+
+
+def wait_for_campaign(store: MongoStore, state: CampaignState) -> CampaignRecord:
+    wait_until(lambda: store.campaigns.get("demo").state is state, f"campaign {state}", 60)
+    return store.campaigns.get("demo")
+
+
+def leave(store: MongoStore, seconds: float) -> float:
+    """Give the campaign so many seconds from now on; return its budget in seconds."""
+    budget_s = store.campaigns.get("demo").used_s + seconds
+    store.campaigns.extend("demo", Extension(max_hours=budget_s / 3600))
+    return budget_s
+
+
+def device_s(store: MongoStore) -> float:
+    """Return the seconds of devices that all attempts used, by the times in the store."""
+    attempts = [a for t in store.trials.find("demo") for a in t.attempts]
+    assert all(a.started_at and a.ended_at for a in attempts)
+    return sum((a.ended_at - a.started_at).total_seconds() * a.share for a in attempts)  # type: ignore[operator]
+
+
+def test_hours_end_the_campaign_and_what_runs(store: MongoStore, launch: Launch, tmp_path: Path) -> None:
+    launch("hangs", run_s=3600.0)
+    with coordinating(store) as coordinator, working(store, 2):
+        trainings = [process_of(tmp_path / f"running-{number}-0") for number in range(2)]
+        budget_s = leave(store, 1.0)
+        record = wait_for_campaign(store, CampaignState.FINISHED)
+        ended_s = time.monotonic()
+        wait_for_end(trainings)
+        took_s = time.monotonic() - ended_s
+        coordinator.join(10)
+        assert not coordinator.is_alive()
+    assert record.message == f"the budget of {budget_s / 3600:.4g} hours is used up; 0 of 100 trials finished"
+    assert budget_s <= record.used_s < budget_s + 10.0
+    assert took_s < 10.0, f"{took_s:.1f} s"
+    trials = store.trials.find("demo")
+    assert {t.state for t in trials} == {TrialState.CANCELLED}
+    assert [a.cause for t in trials for a in t.attempts] == ["stopped", "stopped"]
+    assert trials[0].attempts[0].message == record.message
+
+
+def test_device_hours_count_every_attempt_and_its_share(
+    store: MongoStore, store_uri: str, launch: Launch, tmp_path: Path
+) -> None:
+    """Two slots that share a device use one second of it per second."""
+    launch("naps", device_s=4.0)
+    command = worker_command("--slots-per-device", "2", "--once", "--campaign", "demo")
+    with coordinating(store), process(command, store_uri, tmp_path / "log") as worker:
+        record = wait_for_campaign(store, CampaignState.FINISHED)
+        assert worker.wait(30) == 0
+    trials = store.trials.find("demo")
+    finished = sum(t.state is TrialState.FINISHED for t in trials)
+    assert record.message == f"the budget of 0.001111 device hours is used up; {finished} of 100 trials finished"
+    assert finished > 1
+    assert {t.state for t in trials} <= {TrialState.FINISHED, TrialState.CANCELLED}
+    assert {a.share for t in trials for a in t.attempts} == {0.5}
+    assert 4.0 <= device_s(store) < 8.0
+    wait_for_end([process_of(file) for file in tmp_path.glob("running-*")])
+
+
+def test_pauses_do_not_count(store: MongoStore, launch: Launch, tmp_path: Path) -> None:
+    launch("hangs", run_s=3600.0)
+    running, paused = CampaignState.RUNNING, CampaignState.PAUSED
+    with working(store):
+        with coordinating(store):
+            training = process_of(tmp_path / "running-0-0")
+            store.campaigns.set_state("demo", paused, expected=[running])
+            used_s = store.campaigns.get("demo").used_s
+            budget_s = leave(store, 2.0)
+            began_s = time.monotonic()
+            wait_until(lambda: time.monotonic() - began_s > 2.5, "a pause that is longer than what is left")
+        assert store.campaigns.get("demo").used_s == used_s
+        store.campaigns.set_state("demo", running, expected=[paused])
+        assert alive(training)  # a pause lets it go on
+        with coordinating(store):
+            record = wait_for_campaign(store, CampaignState.FINISHED)
+            wait_for_end([training])
+    assert budget_s <= record.used_s < budget_s + 10.0
+    assert record.message.startswith(f"the budget of {budget_s / 3600:.4g} hours is used up")
+
+
+def test_killed_coordinator_is_followed_by_one_that_ends_the_campaign(
+    store: MongoStore, store_uri: str, launch: Launch, tmp_path: Path
+) -> None:
+    launch("hangs", run_s=3600.0)
+    command = [sys.executable, "-m", "autotune.cli.main", "coordinator", "demo"]
+    with working(store):
+        with process(command, store_uri, tmp_path / "first.log") as first:
+            training = process_of(tmp_path / "running-0-0")
+            budget_s = leave(store, 1.0)
+            first.kill()
+            first.wait()
+        store.connection.database["leaders"].delete_many({})  # as if the dead one's lead had run out
+        with process(command, store_uri, tmp_path / "second.log") as second:
+            record = wait_for_campaign(store, CampaignState.FINISHED)
+            assert second.wait(30) == 0
+        wait_for_end([training])
+    assert record.message.startswith(f"the budget of {budget_s / 3600:.4g} hours is used up")
+    assert [t.state for t in store.trials.find("demo")] == [TrialState.CANCELLED]
+
+
+def test_trials_that_are_tried_again_count_once(store: MongoStore, launch: Launch) -> None:
+    launch("hungry_first", trials=4)
+    with coordinating(store), working(store, 2):
+        wait_for_campaign(store, CampaignState.FINISHED)
+    trials = assert_exact(store, 4)
+    assert [t.claims for t in trials] == [2] * 4
+
+
+def test_successor_of_one_that_died_while_it_ended_the_campaign(store: MongoStore, launch: Launch) -> None:
+    """Its trials were cancelled already, but the campaign ran on."""
+    launch("hangs", run_s=3600.0)
+    with coordinating(store), working(store):
+        wait_for_state(store, 0, TrialState.RUNNING)
+        store.trials.cancel("demo", "the budget is used up")
+        budget_s = leave(store, 0.0)
+        record = wait_for_campaign(store, CampaignState.FINISHED)
+    assert record.message.startswith(f"the budget of {budget_s / 3600:.4g} hours is used up")
+    assert {t.state for t in store.trials.find("demo")} == {TrialState.CANCELLED}
