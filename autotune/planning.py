@@ -197,7 +197,7 @@ def _at_rung(trial: Trial, member: Member, rung: int) -> Observation:
         state = str(TrialState.PRUNED)
     return Observation(
         number=trial.number, params=trial.params, state=state, loss=loss if math.isfinite(loss) else None,
-        infeasible=is_infeasible(trial),
+        infeasible=state == TrialState.FAILED and is_infeasible(trial),
     )  # fmt: skip
 
 

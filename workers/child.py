@@ -17,7 +17,7 @@ from workers import objectives, outcome
 from workers.channel import Channel, Message
 from workers.checkpoints.keeper import Keeper
 from workers.devices import THREAD_VARIABLES
-from workers.reporting import Trial, TrialStopped
+from workers.reporting import NoCheckpoint, Trial, TrialStopped
 
 
 class Sender:
@@ -88,7 +88,7 @@ def main(channel: Channel, request: Mapping[str, Any]) -> int:
         metric = request["metric"]
         trial = Trial(
             **request["trial"], metric=metric["name"], mode=metric["mode"], data=objective.data, send=sender.report,
-            **({} if keeper is None else {"checkpoint": keeper}),
+            checkpoint=NoCheckpoint() if keeper is None else keeper,
         )  # fmt: skip
         seed_generators(trial.seed)
         started_s = time.monotonic()

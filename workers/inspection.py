@@ -57,7 +57,7 @@ def inspect(campaign: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def schedule_defaults(workload: Workload, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a schedule must know of a workload: ``{"maximum", "metric", "metrics"}``; empty where it reports none.
+    """Return what a schedule must know of a workload, ``{"maximum", "metric", "metrics"}``; empty: it reports nothing.
 
     Args:
         workload: The campaign's workload.
