@@ -97,6 +97,23 @@ class Limits(_Section):
     silent_s: float | None = Field(default=None, gt=0.0, strict=False)
 
 
+class Checkpoints(_Section):
+    """Where the states of trainings are kept, and which.
+
+    Attributes:
+        url: None: in the store (GridFS); ``file:///shared/folder`` or another URL that fsspec knows.
+        every: Also kept every so many steps, so that a lost worker costs no more; None: only where a trial is paused or
+            given back.
+        keep_best: Those of so many best trials are kept when they have ended.
+        max_gb: Together they take at most so much; when there is no room, trials wait with theirs.
+    """
+
+    url: str | None = None
+    every: int | None = Field(default=None, ge=1)
+    keep_best: int = Field(default=1, ge=0)
+    max_gb: float = Field(default=20.0, gt=0.0, strict=False)
+
+
 class Campaign(_Section):
     """One search: objective, data, space, search algorithm, schedule, budget.
 
@@ -108,7 +125,9 @@ class Campaign(_Section):
         metric: What is optimised; default: the workload's own metric.
         space: ``"default"`` for the workload's own, or name -> parameter definition.
         search: Search algorithm with its settings and seed.
-        schedule: ``{algorithm: none}``: every trial trains to its end.
+        schedule: Who trains how far: ``{algorithm: none}`` (every trial to its end), ``median``, ``asha`` or
+            ``hyperband`` with ``minimum``, ``maximum``, ``eta`` and ``metric``, the name of a reported metric.
+        checkpoints: Where the states of trainings are kept.
         budget: When the campaign ends.
         fixed: Parameters and settings with one value for all trials; they take precedence over the default space.
         lease: Lease and renewal intervals.
@@ -125,6 +144,7 @@ class Campaign(_Section):
     space: Any = "default"
     search: dict[str, Any] = Field(default_factory=lambda: {"algorithm": "tpe"})
     schedule: dict[str, Any] = Field(default_factory=lambda: {"algorithm": "none"})
+    checkpoints: Checkpoints = Checkpoints()
     budget: Budget
     fixed: dict[str, Any] = Field(default_factory=dict)
     lease: LeaseSettings = LeaseSettings()
@@ -138,17 +158,6 @@ class Campaign(_Section):
         if not NAME_PATTERN.match(value):
             raise ValueError("use up to 80 letters, digits, '-' and '_', starting with a letter or digit")
         return value
-
-    @field_validator("schedule")
-    @classmethod
-    def _schedule(cls, value: dict[str, Any]) -> dict[str, Any]:
-        unknown = set(value) - {"algorithm"}
-        if unknown:
-            key = sorted(unknown)[0]
-            raise ValueError(f"unknown key '{key}'{nearest(key, ['algorithm'])}")
-        if value.get("algorithm", "none") not in (None, "none"):
-            raise ValueError(f"unknown algorithm '{value['algorithm']}'; known: none")
-        return {"algorithm": "none"}
 
     @property
     def is_callable(self) -> bool:
@@ -277,7 +286,7 @@ def _known_keys(parents: list[str]) -> list[str]:
 
 def _check_plain(campaign: Campaign, source: str) -> None:
     """Refuse what JSON or MongoDB cannot hold, so that nothing is half-written later."""
-    for section in ("data", "split", "search", "fixed"):
+    for section in ("data", "split", "search", "schedule", "fixed"):
         value = getattr(campaign, section)
         try:
             json.dumps(value, allow_nan=False)

@@ -16,8 +16,20 @@ from typing import TYPE_CHECKING
 
 from autotune.clock import Clock, SystemClock
 from autotune.errors import DuplicateError, StateError, StoreError, StoreUnreachableError
-from autotune.mirror import Mirror
-from autotune.planning import Budget, Plan, device_use, idle_slots, observations, plan, trial_seed
+from autotune.mirror import Curves, Mirror
+from autotune.planning import (
+    Budget,
+    Plan,
+    device_use,
+    idle_slots,
+    members,
+    observations,
+    plan,
+    rung_observations,
+    schedule_mode,
+    trial_seed,
+)
+from autotune.schedule import Promote, Propose, Schedule, Verdict, make_schedule, schedule_of
 from autotune.search import Observation, Search, make_search, warm_up
 from autotune.space import Space, parse_space
 from autotune.store.base import CampaignRecord
@@ -38,6 +50,7 @@ before it gives trials back, or the campaign's lease if that is shorter."""
 _RENEW_LEAD_S = 2.0
 _TICK_S = 1.0
 _LEAST_TICK_S = 0.05
+_LEAST_AT_RUNG = 5
 _BACKOFF_S = (0.1, 5.0)
 
 
@@ -59,6 +72,8 @@ class Coordinator:
         self._leads_until = -math.inf
         self._space: Space | None = None
         self._search: Search | None = None
+        self._schedule: Schedule | None = None
+        self._curves = Curves(store, campaign)
         self._exhausted = False
         self._revision: int | None = None
         self._connected_s = -math.inf
@@ -135,18 +150,36 @@ class Coordinator:
         self._exhausted = self._exhausted or (size is not None and len(trials) >= size)
         budget = _budget(record, trials)
         self._wait_s = max(_LEAST_TICK_S, min(_TICK_S, budget.left_s))
+        idle = idle_slots(free, trials)
         todo = plan(
             trials,
             budget=budget,
-            idle_slots=idle_slots(free, trials),
             exhausted=self._exhausted,
             abort_after=int(_setting(record, "failures", "abort_after")),
         )
         if todo.end is not None:
             return self._end(todo, record.revision)
-        if todo.propose:
-            self._propose(record, self._space, trials, todo.propose)
+        self._act(record, trials, todo, idle)
         return record.state
+
+    def _act(self, record: CampaignRecord, trials: list[Trial], todo: Plan, idle: int) -> None:
+        """Carry out what the schedule says: proposals, promotions, and ends of trials that wait in vain."""
+        schedule = self._schedule = self._schedule or make_schedule(schedule_of(record.spec))
+        self._stop_hopeless(record, schedule, trials)
+        seen = members(trials, schedule_mode(record))
+        proposals: list[Propose] = []
+        for action in schedule.actions(seen, idle=idle, remaining=todo.remaining):
+            if isinstance(action, Propose):
+                proposals.append(action)
+            elif isinstance(action, Promote):
+                names = {"campaign": self._name, "number": action.number, "rung": action.rung}
+                target = _target(schedule, action.resource)
+                if self._store.trials.promote(self._name, action.number, action.rung, target):
+                    _log.info("promoted", extra={"action": "promote", **names})
+            elif self._store.trials.prune(self._name, action.number):
+                _log.info("pruned", extra={"action": "prune", "campaign": self._name, "number": action.number})
+        if proposals and self._space is not None:
+            self._propose(record, self._space, trials, proposals)
 
     def _reap(self, record: CampaignRecord) -> None:
         """Give back the trials of workers that are gone, once those that are not have had the time to say so."""
@@ -179,11 +212,29 @@ class Coordinator:
         busy = self._store.trials.running_by_owner([w.id for w in workers], but_not=self._name)
         return {w.id: w.slots - busy.get(w.id, 0) for w in workers}
 
-    def _propose(self, record: CampaignRecord, space: Space, trials: list[Trial], wanted: int) -> None:
+    def _stop_hopeless(self, record: CampaignRecord, schedule: Schedule, trials: list[Trial]) -> None:
+        """End running trials that the schedule gives up between rungs."""
+        if not schedule.stops_between_rungs:
+            return
+        running = [t.number for t in trials if t.state is TrialState.RUNNING]
+        curves = self._curves.refresh(trials, record)
+        for number in running:
+            if number not in curves:
+                continue
+            others = [curve for other, curve in curves.items() if other != number]
+            if schedule.verdict(curves[number], others) is Verdict.STOP:
+                text = "its curve is worse than the median of the others"
+                if self._store.trials.stop(self._name, number, text):
+                    _log.info("stopped", extra={"action": "stop", "campaign": self._name, "number": number})
+
+    def _propose(self, record: CampaignRecord, space: Space, trials: list[Trial], wanted: list[Propose]) -> None:
         search = self._search = self._search or make_search(record.spec["search"])
-        history = observations(trials, record.metric["mode"])
+        if self._schedule is not None and self._schedule.resources[:-1]:
+            history = rung_observations(trials, schedule_mode(record), max(_LEAST_AT_RUNG, len(space.leaves()) + 2))
+        else:
+            history = observations(trials, record.metric["mode"])
         number = trials[-1].number + 1 if trials else 0
-        for _ in range(wanted):
+        for place in wanted:
             params = search.propose(space, history, number)
             if params is None:
                 self._exhausted = True
@@ -191,7 +242,10 @@ class Coordinator:
                 return
             seed = trial_seed(int(_setting(record, "search", "seed")), number)
             try:
-                proposed = self._store.trials.propose(self._name, number, params, space.hash(params), seed=seed)
+                proposed = self._store.trials.propose(
+                    self._name, number, params, space.hash(params), seed=seed, bracket=place.bracket,
+                    target=None if self._schedule is None else _target(self._schedule, place.resource),
+                )  # fmt: skip
             except DuplicateError:
                 self._mirror.forget()
                 _log.info("another coordinator proposed", extra={"action": "yield", "campaign": self._name})
@@ -235,6 +289,11 @@ def _budget(record: CampaignRecord, trials: list[Trial]) -> Budget:
         device_s=device_s,
         devices=devices,
     )
+
+
+def _target(schedule: Schedule, resource: int | None) -> int | None:
+    """Return where a trial is paused; at the maximum nobody is: the trial ends there by itself."""
+    return None if resource == schedule.resources[-1] else resource
 
 
 def _setting(record: CampaignRecord, section: str, key: str) -> float:

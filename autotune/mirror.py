@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from autotune.trial import ACTIVE_STATES, Trial
+from autotune.schedule import Curve
+from autotune.store.base import CampaignRecord
+from autotune.trial import ACTIVE_STATES, Trial, TrialState
 
 if TYPE_CHECKING:
     from autotune.store.mongo import MongoStore
@@ -47,3 +50,29 @@ class Mirror:
     def forget(self) -> None:
         """Read everything anew at the next refresh: another coordinator wrote."""
         self._fresh = True
+
+
+class Curves:
+    """The reports of a campaign's trials in memory; those of ended trials are read once."""
+
+    def __init__(self, store: MongoStore, campaign: str) -> None:
+        self._store = store
+        self._campaign = campaign
+        self._ended: dict[int, Curve] = {}
+
+    def refresh(self, trials: Sequence[Trial], record: CampaignRecord) -> dict[int, Curve]:
+        """Return number -> curve of the schedule's metric, smaller is better, of all trials that reported it."""
+        metric = (record.spec.get("schedule") or {}).get("metric") or record.metric
+        sign = -1.0 if metric["mode"] == "max" else 1.0
+        wanted = [t for t in trials if t.number not in self._ended and t.state is not TrialState.QUEUED]
+        found = self._store.reports.curves(self._campaign, [t.number for t in wanted])
+        curves = dict(self._ended)
+        for trial in wanted:
+            points = [(r.step, sign * r.metrics[metric["name"]]) for r in found.get(trial.number, ())
+                      if metric["name"] in r.metrics]  # fmt: skip
+            if points:
+                steps, losses = zip(*points, strict=True)
+                curves[trial.number] = Curve(steps=steps, losses=losses)
+                if trial.state not in ACTIVE_STATES:
+                    self._ended[trial.number] = curves[trial.number]
+        return curves

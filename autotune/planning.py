@@ -10,7 +10,9 @@ from datetime import datetime
 import numpy as np
 
 from autotune.lifecycle import common_failure
+from autotune.schedule import Member
 from autotune.search import Observation
+from autotune.store.base import CampaignRecord
 from autotune.trial import ACTIVE_STATES, DETERMINISTIC, CampaignState, Cause, Trial, TrialState
 
 
@@ -59,27 +61,24 @@ class Plan:
     """What to do next.
 
     Attributes:
-        propose: Number of trials to propose now.
+        remaining: How many trials may still be proposed at all.
         end: The state to end the campaign in, or None.
         message: Why it ends, one line.
     """
 
-    propose: int = 0
+    remaining: int = 0
     end: CampaignState | None = None
     message: str = ""
 
 
 def plan(
-    trials: Sequence[Trial], *, budget: Budget, idle_slots: int, exhausted: bool = False, abort_after: int = 0
+    trials: Sequence[Trial], *, budget: Budget, exhausted: bool = False, abort_after: int = 0
 ) -> Plan:
-    """Decide what to do next. Pure.
-
-    As many trials are queued as there are idle slots and no more: a later proposal knows more.
+    """Decide whether the campaign ends, and how much it may still propose. Pure; the rest is its schedule's.
 
     Args:
         trials: All trials of the campaign, in order of number.
         budget: What it may use and has used.
-        idle_slots: Number of slots of live workers that run nothing.
         exhausted: Whether every configuration of the space is among `trials`.
         abort_after: End the campaign when its first so many trials all failed for one cause; 0: never.
     """
@@ -94,8 +93,7 @@ def plan(
         return _out_of_time(trials, budget)
     if complete:
         return Plan()
-    queued = sum(t.state is TrialState.QUEUED for t in trials)
-    return Plan(propose=max(0, min(idle_slots - queued, budget.max_trials - len(trials))))
+    return Plan(remaining=budget.max_trials - len(trials))
 
 
 def _ending(trials: Sequence[Trial], max_trials: int, exhausted: bool) -> Plan:
@@ -140,6 +138,67 @@ def device_use(trials: Iterable[Trial], now: datetime) -> tuple[float, float]:
         used_s += max(0.0, ((attempt.ended_at or now) - attempt.started_at).total_seconds()) * attempt.share
         devices += attempt.share if attempt.ended_at is None else 0.0
     return used_s, devices
+
+
+def schedule_mode(record: CampaignRecord) -> str:
+    """Return ``min`` or ``max`` of the metric by which a campaign's schedule compares trials."""
+    metric = (record.spec.get("schedule") or {}).get("metric") or record.metric
+    return str(metric["mode"])
+
+
+def members(trials: Iterable[Trial], mode: str) -> list[Member]:
+    """Return what a schedule sees of the trials.
+
+    Args:
+        trials: The trials.
+        mode: ``min`` or ``max``, of the schedule's metric.
+    """
+    sign = -1.0 if mode == "max" else 1.0
+    return [
+        Member(
+            number=t.number,
+            state=t.state,
+            bracket=t.bracket,
+            rung=t.rung,
+            losses=tuple(math.nan if score is None else sign * score for score in t.rung_scores),
+        )
+        for t in trials
+    ]
+
+
+def rung_observations(trials: Sequence[Trial], mode: str, least: int) -> list[Observation]:
+    """Return the history that a search algorithm sees under a schedule with rungs, as BOHB has it.
+
+    The highest rung with enough results is modelled. What did not come so far tells nothing of its loss there: a
+    trial that was stopped below is no bad one, it is left out of the model (but never proposed again).
+
+    Args:
+        trials: All trials.
+        mode: ``min`` or ``max``, of the schedule's metric.
+        least: So many results are enough; where no rung has them, the one with the most counts.
+    """
+    seen = members(trials, mode)
+    counts = [0] * max((len(m.losses) for m in seen), default=0)
+    for member in seen:
+        for rung, loss in enumerate(member.losses):
+            counts[rung] += math.isfinite(loss)
+    rung = max((r for r, n in enumerate(counts) if n >= least), default=counts.index(max(counts)) if counts else 0)
+    return [_at_rung(t, m, rung) for t, m in zip(trials, seen, strict=True)]
+
+
+def _at_rung(trial: Trial, member: Member, rung: int) -> Observation:
+    loss = member.losses[rung] if rung < len(member.losses) else math.nan
+    state = str(trial.state)
+    if math.isfinite(loss):
+        state = str(TrialState.FINISHED)
+    elif rung < len(member.losses) or trial.state is TrialState.FAILED:
+        state = str(TrialState.FAILED)
+    elif trial.state in (TrialState.PAUSED, TrialState.FINISHED):
+        state = str(TrialState.PRUNED)
+    return Observation(
+        number=trial.number, params=trial.params, state=state, loss=loss if math.isfinite(loss) else None,
+        infeasible=state == TrialState.FAILED and is_infeasible(trial),
+    )  # fmt: skip
 
 
 def observations(trials: Iterable[Trial], mode: str) -> list[Observation]:

@@ -192,6 +192,11 @@ class Trial:
         claims: Number of all tries.
         ends: Cause -> number of attempts that ended for it since the trial was last retried by a person; ``killed``
             counts those whose process was killed while its worker lived.
+        bracket: Bracket of the schedule that it belongs to.
+        rung: Rung that it works towards, waits behind, or was at when it ended.
+        target: Step at which it is paused, or None: it trains to its own end.
+        rung_scores: Value of the schedule's metric at the rungs that it has reached; None for not a number.
+        checkpoint: Where its last checkpoint lies: ``{"sha256", "size", "step", "url", ...}``, or None.
         alone: Whether its next attempt needs its device for itself: the last one ran out of memory.
         lease: The lease of the running attempt, or None.
         score: Value of the campaign's metric, or None.
@@ -215,6 +220,11 @@ class Trial:
     claims: int = 0
     ends: Mapping[str, int] = field(default_factory=dict)
     alone: bool = False
+    bracket: int = 0
+    rung: int = 0
+    target: int | None = None
+    rung_scores: tuple[float | None, ...] = ()
+    checkpoint: Mapping[str, Any] | None = None
     lease: Lease | None = None
     score: float | None = None
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

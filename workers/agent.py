@@ -18,6 +18,7 @@ from autotune.installed import versions
 from autotune.store.base import CampaignRecord, WorkerRecord
 from autotune.trial import CampaignState, Cause, Failure, Lease, Trial
 from workers.admission import Admission
+from workers.checkpoints.carrier import Carrier
 from workers.children import Children
 from workers.datasets import DatasetCache
 from workers.delivery import deliver_left_over
@@ -296,6 +297,7 @@ class Agent:
             runner = Runner(
                 store=self._store, children=self._children(record), trial=trial, metric=record.metric, slot=slot,
                 held=held, journal=journal, stop=self._stop,
+                carrier=Carrier(self._store, record, trial, self._folder / f"state-{held.lease.token}"),
             )  # fmt: skip
             runner.run()
         finally:

@@ -10,12 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from workers import objectives, outcome
 from workers.channel import Channel, Message
+from workers.checkpoints.keeper import Keeper
 from workers.devices import THREAD_VARIABLES
-from workers.reporting import Trial, TrialStopped
+from workers.reporting import NoCheckpoint, Trial, TrialStopped
 
 
 class Sender:
@@ -25,6 +27,7 @@ class Sender:
         self._channel = channel
         self._lock = threading.Lock()
         self._stop_reason: str | None = None
+        self.keeper: Keeper | None = None
 
     def listen(self) -> None:
         """Read the agent's messages until it goes away; then end this process at once: nobody wants its result."""
@@ -34,6 +37,8 @@ class Sender:
                 os._exit(71)
             if "stop" in message:
                 self._stop_reason = str(message["stop"])
+            if "ask" in message and self.keeper is not None:
+                self.keeper.ask(str(message["ask"]))
 
     def report(self, step: int, metrics: Mapping[str, float]) -> None:
         """Send one report.
@@ -44,6 +49,12 @@ class Sender:
         self.send({"report": step, "metrics": dict(metrics)})
         if self._stop_reason is not None:
             raise TrialStopped(self._stop_reason)
+        if self.keeper is not None:
+            self.keeper.reported(step)
+
+    def saved(self, step: int, folder: Path) -> None:
+        """Tell the agent of a checkpoint."""
+        self.send({"checkpoint": step, "folder": str(folder)})
 
     def send(self, message: Message) -> None:
         """Send a message; one thread at a time."""
@@ -59,6 +70,11 @@ def main(channel: Channel, request: Mapping[str, Any]) -> int:
         request: ``{"spec": ..., "metric": {"name", "mode"}, "trial": {...}}``.
     """
     sender = Sender(channel)
+    kept = request.get("checkpoint") or {}
+    keeper = sender.keeper = Keeper(
+        Path(kept.get("root") or os.devnull), earlier=Path(kept["earlier"]) if kept.get("earlier") else None,
+        target=kept.get("target"), every=kept.get("every"), saved=sender.saved,
+    ) if kept else None  # fmt: skip
     threading.Thread(target=sender.listen, name="agent", daemon=True).start()
     faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
     timing: dict[str, float] = {}
@@ -71,14 +87,18 @@ def main(channel: Channel, request: Mapping[str, Any]) -> int:
         timing["load_s"] = time.monotonic() - started_s
         metric = request["metric"]
         trial = Trial(
-            **request["trial"], metric=metric["name"], mode=metric["mode"], data=objective.data, send=sender.report
-        )
+            **request["trial"], metric=metric["name"], mode=metric["mode"], data=objective.data, send=sender.report,
+            checkpoint=NoCheckpoint() if keeper is None else keeper,
+        )  # fmt: skip
         seed_generators(trial.seed)
         started_s = time.monotonic()
         returned = objective.run(trial)
         timing["run_s"] = time.monotonic() - started_s
         result = outcome.as_result(returned, metric["name"])
     except BaseException as error:  # noqa: BLE001 - however the objective ends, the agent is told why
+        if keeper is not None and keeper.paused_at is not None:
+            sender.send({"paused": keeper.paused_at, "timing": {**timing, **gpu_memory()}})
+            return 0
         failure = outcome.as_failure(error)
         failed = {"cause": str(failure.cause), "message": failure.message, "traceback": failure.traceback}
         sender.send({"failed": failed, "timing": {**timing, **gpu_memory()}, "loading": loading})

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.errors import LeaseLostError, NotFoundError, StoreError, StoreSetupError, StoreUnreachableError
 from autotune.lifecycle import RetryPolicy
+from autotune.trial import Cause, Failure
+from workers.checkpoints.carrier import Carrier
 from workers.ending import Ended
 from workers.journal import AttemptJournal, Entry, Journal
 from workers.lease import Held
@@ -32,16 +34,24 @@ class Delivery:
         held: The attempt's lease; marked as lost when the store says so.
         journal: Keeps on disk what the store could not take; what is left there when the worker ends is delivered by
             the next one.
+        carrier: Carries the attempt's checkpoint.
         policy: How often the trial is tried again.
         stop: Set when the worker must end.
     """
 
     def __init__(
-        self, store: MongoStore, held: Held, journal: AttemptJournal, policy: RetryPolicy, stop: threading.Event
+        self,
+        store: MongoStore,
+        held: Held,
+        journal: AttemptJournal,
+        carrier: Carrier,
+        policy: RetryPolicy,
+        stop: threading.Event,
     ) -> None:
         self._store = store
         self._held = held
         self._journal = journal
+        self._carrier = carrier
         self._policy = policy
         self._stop = stop
 
@@ -83,13 +93,28 @@ class Delivery:
         self._write_reports(sender, has_result=result is not None)
         extra: dict[str, Any] = names(self._held)
         if result is not None:
-            self._store.trials.finish(lease, result, ended.timing)
+            self._store.trials.finish(lease, result, ended.timing, rung_score=ended.rung_score)
             _log.info("finished", extra={"action": "finish", **extra, "score": result.score})
+        elif ended.paused is not None:
+            step = ended.paused.step
+            self._store.trials.pause(
+                lease, ended.rung_score, checkpoint=self._carrier.put(step), timing=ended.timing,
+                message=f"paused at step {step}",
+            )  # fmt: skip
+            _log.info("paused", extra={"action": "pause", **extra, "step": step})
         elif failure is not None:
+            self._keep_checkpoint(failure)
             self._store.trials.end_attempt(
                 lease, failure, process_killed=ended.process_killed, timing=ended.timing, policy=self._policy
             )
             _log.info("%s", failure.message, extra={"action": "attempt-ended", **extra, "cause": failure.cause})
+
+    def _keep_checkpoint(self, failure: Failure) -> None:
+        """Keep the state of a trial that is given back: the next attempt goes on from there."""
+        step = self._carrier.newest if failure.cause is Cause.PREEMPTED else None
+        reference = None if step is None else self._carrier.put(step)
+        if reference is not None:
+            self._store.trials.keep_checkpoint(self._held.lease, reference)
 
     def _write_reports(self, sender: ReportSender, *, has_result: bool) -> None:
         """Write the reports that are left; those that the store refuses must not hold up the end."""

@@ -12,18 +12,33 @@ from workers.channel import Message
 
 
 @dataclass(frozen=True, kw_only=True)
+class Paused:
+    """A training that has reached its rung.
+
+    Attributes:
+        step: The step that it reported last.
+    """
+
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ended:
     """How a child's training ended.
 
     Attributes:
         result: Its result, or None.
         failure: Why it has none, or None.
+        paused: That it has reached its rung, or None.
+        rung_score: Best value of the schedule's metric that it reported, or None.
         process_killed: Whether something other than this worker killed its process.
         timing: Seconds per phase.
     """
 
     result: Result | None = None
     failure: Failure | None = None
+    paused: Paused | None = None
+    rung_score: float | None = None
     process_killed: bool = False
     timing: Mapping[str, float]
 

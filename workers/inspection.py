@@ -51,8 +51,20 @@ def inspect(campaign: Mapping[str, Any]) -> dict[str, Any]:
         "metrics": {name: asdict(spec) for name, spec in workload.metrics().items()},
         "default_metric": workload.default_metric,
         "facts": {**workload.inspect(data, split), "settings": workload.settings()},
+        "schedule": schedule_defaults(workload, campaign.get("fixed") or {}),
         "environment": environment(campaign["objective"]),
     }
+
+
+def schedule_defaults(workload: Workload, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a schedule must know of a workload, ``{"maximum", "metric", "metrics"}``; empty: it reports nothing.
+
+    Args:
+        workload: The campaign's workload.
+        fixed: The campaign's fixed settings.
+    """
+    describe = getattr(workload, "reports", None)
+    return {} if describe is None else dict(describe({**workload.settings(), **fixed}))
 
 
 def check_values(workload: Workload, definition: Mapping[str, Any]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from autotune.errors import LeaseLostError, StoreUnreachableError
-from autotune.trial import Report
+from autotune.trial import Report, Trial
 from workers.journal import AttemptJournal
 from workers.lease import Held
 
@@ -19,6 +21,28 @@ _log = logging.getLogger(__name__)
 EVERY_S = 0.5
 MAX_PENDING = 10_000
 """While the store is away, so many of the latest reports are kept."""
+
+
+class BestReported:
+    """The best value of the schedule's metric that a trial has reported, its earlier rungs included.
+
+    Args:
+        spec: The campaign file as plain values.
+        trial: The trial.
+    """
+
+    def __init__(self, spec: Mapping[str, Any], trial: Trial) -> None:
+        metric = (spec.get("schedule") or {}).get("metric") or {}
+        self._name = metric.get("name")
+        self._better = max if metric.get("mode") == "max" else min
+        earlier = [score for score in trial.rung_scores if score is not None]
+        self.value: float | None = self._better(earlier) if earlier else None
+
+    def take(self, report: Report) -> None:
+        """Take in a report; what is no finite number does not count."""
+        value = report.metrics.get(self._name) if self._name is not None else None
+        if value is not None and math.isfinite(value):
+            self.value = value if self.value is None else self._better(self.value, value)
 
 
 class ReportSender:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from autotune.errors import StoreUnreachableError
+from autotune.errors import LeaseLostError, StoreUnreachableError
 from autotune.trial import Cause, Failure, Lease, Report, Trial, TrialState
 from workers.channel import Message
+from workers.checkpoints.carrier import Carrier
 from workers.children import Children
 from workers.delivery import Delivery, policy_of
 from workers.devices import Slot
-from workers.ending import Ended, cause_of_death, failure_of, kernel_oom_kills, result_of
+from workers.ending import Ended, Paused, cause_of_death, failure_of, kernel_oom_kills, result_of
 from workers.journal import AttemptJournal
 from workers.lease import Held
-from workers.reports import ReportSender
+from workers.reports import BestReported, ReportSender
 from workers.stopping import StopRequest
 from workers.training import Child
 from workers.watchdog import Verdict, Watchdog, is_stopped
 
 if TYPE_CHECKING:
     from autotune.store.mongo import MongoStore
+
+_log = logging.getLogger(__name__)
 
 GRACE_S = 3.0
 _POLITE_S = 1.0
@@ -42,6 +46,7 @@ class Runner:
         slot: What it runs on.
         held: Its lease, kept alive by the lease keeper.
         journal: Keeps on disk what the store could not take.
+        carrier: Carries its checkpoints.
         stop: Set when the worker must end; when its time of grace is over, the trial is given back.
 
     Attributes:
@@ -59,6 +64,7 @@ class Runner:
         slot: Slot,
         held: Held,
         journal: AttemptJournal,
+        carrier: Carrier,
         stop: StopRequest,
     ) -> None:
         self._store = store
@@ -70,6 +76,9 @@ class Runner:
         self._held = held
         self._stop = stop
         self._journal = journal
+        self._carrier = carrier
+        self._best = BestReported(self._spec, trial)
+        self._asked = False
         self._reports = ReportSender(store, held, journal)
         self._watchdog = Watchdog(started_s=0.0, frozen_s=0.0)
         self._verdict: Verdict | None = None
@@ -89,20 +98,25 @@ class Runner:
         self._children.start(self._stop)
         started_s = time.monotonic()
         ooms = kernel_oom_kills()
-        child = self._children.spawn(self._request(), self._slot.environment())
+        request = {**self._request(), "checkpoint": self._carrier.request()}
+        child = self._children.spawn(request, self._slot.environment())
         self._watchdog = self._new_watchdog()
         try:
             ended = self._judge(child, self._follow(child), ooms)
             timing = {**ended.timing, "total_s": time.monotonic() - started_s}
             if child.peak_rss_kb is not None:
                 timing["peak_rss_mb"] = child.peak_rss_kb / 1024
-            delivery = Delivery(self._store, self._held, self._journal, policy_of(self._spec), self._stop)
-            ended = replace(ended, timing={k: round(v, 4) for k, v in timing.items()})
+            delivery = Delivery(
+                self._store, self._held, self._journal, self._carrier, policy_of(self._spec), self._stop
+            )
+            rounded = {k: round(v, 4) for k, v in timing.items()}
+            ended = replace(ended, timing=rounded, rung_score=self._best.value)
             delivery.deliver(ended, self._reports)
         finally:
             self._reports.close()
             child.terminate(GRACE_S)
             child.close()
+            self._carrier.close()
 
     def _request(self) -> dict[str, Any]:
         trial = self._trial
@@ -140,6 +154,8 @@ class Runner:
                 child.ended.wait(_POLITE_S)
                 return message
             child.trim_log()
+            if self._stop.is_set() and not self._asked:
+                self._asked = child.channel.send({"ask": "the worker was stopped"})  # one that keeps its state may end
             self._verdict = self._watchdog.look(time.monotonic(), stopped=is_stopped(child.pid))
             if self._verdict is not None:
                 return self._put_down(child)
@@ -147,7 +163,7 @@ class Runner:
         child.ended.wait(_POLITE_S)
         child.terminate(GRACE_S)
         last = self._rest(child)
-        return last if last is not None and "result" in last else None
+        return last if last is not None and ("result" in last or "paused" in last) else None
 
     def _put_down(self, child: Child) -> Message | None:
         """End a training that the watchdog gave up; its log says where it was. A result that it sent counts."""
@@ -165,19 +181,40 @@ class Runner:
         return None
 
     def _took_report(self, message: Message) -> bool:
+        if "checkpoint" in message:
+            self._keep_checkpoint(int(message["checkpoint"]))
+            return True
         if "report" not in message:
             return False
         report = Report(step=message["report"], metrics=message["metrics"], attempt=self._lease.attempt)
         self._reports.add(report)
+        self._best.take(report)
         self._watchdog.heard(time.monotonic())
         return True
+
+    def _keep_checkpoint(self, step: int) -> None:
+        """Keep a checkpoint that is due by `checkpoints.every`; the others go with the end of the attempt."""
+        if self._trial.target == step or self._stop.is_set() or self._held.lost.is_set():
+            return
+        try:
+            reference = self._carrier.put(step)
+            if reference is not None:
+                self._store.trials.keep_checkpoint(self._lease, reference)
+        except LeaseLostError:
+            self._held.lost.set()
+        except StoreUnreachableError as error:
+            _log.warning("%s", error, extra={"action": "store-away", "campaign": self._trial.campaign})
 
     def _judge(self, child: Child, message: Message | None, ooms: int) -> Ended:
         timing = dict((message or {}).get("timing") or {})
         if message is not None and "result" in message:
             return Ended(result=result_of(message), timing=timing)
+        if message is not None and "paused" in message:
+            return Ended(paused=Paused(step=int(message["paused"])), timing=timing)
         if message is not None and "failed" in message:
             failed = message["failed"]
+            if failed["cause"] == Cause.STOPPED and self._stop.is_set():
+                return Ended(failure=Failure(cause=Cause.PREEMPTED, message="the worker was stopped"), timing=timing)
             if message.get("loading") and self._has_finished_trials():
                 self.refusal = f"this worker cannot load the objective of '{self._trial.campaign}': {failed['message']}"
                 return Ended(failure=Failure(cause=Cause.LOST, message=self.refusal), timing=timing)

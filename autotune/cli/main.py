@@ -23,6 +23,8 @@ _COMMANDS = {
     "enqueue": ("autotune.cli.steering:enqueue", "Queue a trial with parameters of your choice."),
     "retry": ("autotune.cli.steering:retry", "Queue failed and cancelled trials again."),
     "campaigns": ("autotune.cli.query:campaigns", "List campaigns."),
+    "plan": ("autotune.cli.schedule:plan", "Show the trials and epochs that a campaign file will spend."),
+    "rungs": ("autotune.cli.schedule:rungs", "Show the brackets and rungs of a campaign: who waits for whom."),
     "status": ("autotune.cli.status:status", "Show how far a campaign is and who works on it."),
     "trials": ("autotune.cli.query:trials", "List, filter and sort the trials of a campaign."),
     "show": ("autotune.cli.query:show", "Show one trial whole, with its curve and its failures."),

@@ -18,6 +18,7 @@ from autotune.campaign import Campaign, load_campaign, parse_campaign, resolve_d
 from autotune.errors import CampaignError, SpaceError, WorkerError
 from autotune.home import without_store
 from autotune.installed import versions
+from autotune.schedule import schedule_settings
 from autotune.search import make_search, search_settings
 from autotune.sources import source_hash
 from autotune.space import Space, parse_space
@@ -117,7 +118,8 @@ def resolve(campaign: Campaign, paths: tuple[str, ...] = ()) -> CampaignRecord:
     except SpaceError as error:
         raise CampaignError(f"space: {error}") from None
     metric = _metric(campaign, found)
-    spec = {**campaign.to_json(), "metric": metric, "search": search, "space": space.to_json()}
+    schedule = _schedule(campaign, found, metric)
+    spec = {**campaign.to_json(), "metric": metric, "search": search, "schedule": schedule, "space": space.to_json()}
     facts = found.get("facts", {})
     sha256 = facts.get("data", {}).get("sha256")
     if sha256:
@@ -207,6 +209,28 @@ def _space(campaign: Campaign, found: Mapping[str, Any]) -> Space:
     if both:
         raise CampaignError(f"'{both[0]}' is both in space and in fixed; remove it from one of them")
     return space
+
+
+def _schedule(campaign: Campaign, found: Mapping[str, Any], metric: Mapping[str, str]) -> dict[str, Any]:
+    """Return the schedule's settings with the defaults that the objective knows.
+
+    Its metric is one that is reported while a trial trains: the named one, else the workload's, else the campaign's.
+    """
+    given = dict(campaign.schedule)
+    name = given.pop("metric", None)
+    defaults = found.get("schedule", {})
+    settings = schedule_settings(given, {"maximum": defaults.get("maximum")})
+    if settings["algorithm"] == "none":
+        return {"algorithm": "none"}
+    reported = defaults.get("metrics", {})
+    if name is None:
+        chosen = defaults.get("metric", metric)
+    elif reported and name not in reported:
+        hint = errors.nearest(name, reported)
+        raise CampaignError(f"schedule: '{campaign.objective}' reports no metric '{name}'{hint}")
+    else:
+        chosen = {"name": str(name), "mode": reported.get(name, metric["mode"])}
+    return {**settings, "metric": dict(chosen)}
 
 
 def _metric(campaign: Campaign, found: Mapping[str, Any]) -> dict[str, str]:

@@ -41,7 +41,8 @@ Collections (each document has a ``schema_version``; validators and indexes are 
 ``trials``     ``campaign``, ``number``, ``fold``, ``replicate``, ``params``, ``config_hash``, ``state``, ``seed``,
                ``lease`` (``owner``, ``token``, ``duration_s``, ``expires_at``) while it runs, ``attempts`` (each with
                ``token``, ``owner``, ``host``, ``device``, ``share``, ``versions``, ``mismatch``, times, ``cause`` ...),
-               ``claims``, ``ends``, ``alone``, ``origin``, ``score``, ``metrics``, ``facts``, ``proposed_at``,
+               ``claims``, ``ends``, ``alone``, ``origin``, ``bracket``, ``rung``, ``target``, ``rung_scores``,
+               ``checkpoint``, ``score``, ``metrics``, ``facts``, ``proposed_at``,
                ``started_at``, ``ended_at``
 ``reports``    ``campaign``, ``number``, ``step``, ``attempt``, ``metrics``, ``at``
 ``workers``    ``_id`` = worker id; ``host``, ``pid``, ``slots``, ``devices``, ``campaigns`` (null: all),

@@ -155,6 +155,8 @@ def trial_document(
     fold: int,
     replicate: int,
     origin: Origin,
+    bracket: int = 0,
+    target: int | None = None,
 ) -> Document:
     """Return the document of a new trial, without its times."""
     return {
@@ -173,6 +175,11 @@ def trial_document(
         "claims": 0,
         "ends": {},
         "alone": False,
+        "bracket": bracket,
+        "rung": 0,
+        "target": target,
+        "rung_scores": [],
+        "checkpoint": None,
         "score": None,
         "metrics": {},
         "facts": {},
@@ -200,6 +207,11 @@ def trial_value(document: Mapping[str, Any]) -> Trial:
         claims=claims,
         ends={str(k): int(v) for k, v in _get(document, "ends", Mapping, {}).items()},
         alone=bool(document.get("alone", False)),
+        bracket=_number(document, "bracket", 0),
+        rung=_number(document, "rung", 0),
+        target=_get(document, "target", (int, type(None)), None),
+        rung_scores=tuple(_get(document, "rung_scores", list, [])),
+        checkpoint=_get(document, "checkpoint", (Mapping, type(None)), None),
         lease=lease_value(document, claims - 1),
         score=_finite(document, "score"),
         metrics=_mappings(document, "metrics"),

@@ -81,13 +81,26 @@ class Reports:
                 raise
 
     @mapped
+    def curves(self, campaign: str, numbers: Sequence[int]) -> dict[int, list[Report]]:
+        """Return number -> reports as `curve` has them, of those trials that have any."""
+        found: dict[int, list[Report]] = {}
+        query = {"campaign": campaign, "number": {"$in": list(numbers)}}
+        for document in self._reports.find(query).sort([("number", ASCENDING), ("step", ASCENDING)]):
+            found.setdefault(int(document["number"]), []).append(report_value(document))
+        return {number: _last_seen(reports) for number, reports in found.items()}
+
+    @mapped
     def curve(self, campaign: str, number: int) -> list[Report]:
         """Return the reports of a trial in order of step, as its last attempt saw them.
 
         Steps that only an earlier attempt reached after the last attempt began anew are left out.
         """
         found = self._reports.find({"campaign": campaign, "number": number}).sort("step", ASCENDING)
-        reports = [report_value(d) for d in found]
-        last_attempt = max((r.attempt for r in reports), default=0)
-        last_step = max((r.step for r in reports if r.attempt == last_attempt), default=-1)
-        return [r for r in reports if r.step <= last_step]
+        return _last_seen([report_value(d) for d in found])
+
+
+def _last_seen(reports: list[Report]) -> list[Report]:
+    """Leave out steps that only an earlier attempt reached after the last attempt began anew."""
+    last_attempt = max((r.attempt for r in reports), default=0)
+    last_step = max((r.step for r in reports if r.attempt == last_attempt), default=-1)
+    return [r for r in reports if r.step <= last_step]

@@ -26,14 +26,31 @@ def ran_out_of(lease: Lease) -> dict[str, Any]:
     }
 
 
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
 class TrialEnds(TrialReads):
     """The collection ``trials``: the moves that end an attempt."""
 
     @mapped
-    def finish(self, lease: Lease, result: Result, timing: Mapping[str, float] | None = None) -> None:
+    def finish(
+        self,
+        lease: Lease,
+        result: Result,
+        timing: Mapping[str, float] | None = None,
+        *,
+        rung_score: float | None = None,
+    ) -> None:
         """Write the result of a trial and end it. Safe to repeat.
 
         A result whose lease ran out is accepted while the trial is queued and no other attempt has begun.
+
+        Args:
+            lease: The attempt's lease.
+            result: What the training returned.
+            timing: Seconds per phase.
+            rung_score: Value of the schedule's metric at its end, by which it is compared at its rung; or None.
 
         Raises:
             ObjectiveError: If the score is not a finite number; then nothing is changed.
@@ -46,7 +63,8 @@ class TrialEnds(TrialReads):
             )
         fields = result_fields(result)
         attempt = {"timing": dict(timing or {})}
-        if self._end(lease, Event.FINISH, fields, attempt) or self._deliver(lease, fields, attempt):
+        push = None if rung_score is None else {"rung_scores": _finite(rung_score)}
+        if self._end(lease, Event.FINISH, fields, attempt, push=push) or self._deliver(lease, fields, attempt, push):
             return
         now = self._trials.find_one(
             {"campaign": lease.campaign, "number": lease.number, "state": "finished"}, {"attempts.token": 1}
@@ -62,7 +80,9 @@ class TrialEnds(TrialReads):
             + ("kept as late" if kept.matched_count else "dropped, it is of an attempt of long ago")
         )
 
-    def _deliver(self, lease: Lease, fields: Mapping[str, Any], attempt: Mapping[str, Any]) -> bool:
+    def _deliver(
+        self, lease: Lease, fields: Mapping[str, Any], attempt: Mapping[str, Any], push: Mapping[str, Any] | None
+    ) -> bool:
         """Accept a result whose lease ran out, if its attempt is still the trial's last one and nobody has begun."""
         ended = {**attempt, "cause": None, "message": None}
         return self._move(lease, Event.DELIVER, ran_out_of(lease), fields, ended, {})
@@ -114,21 +134,57 @@ class TrialEnds(TrialReads):
         return target(event)
 
     @mapped
-    def pause(self, lease: Lease, message: str = "paused by the schedule") -> None:
-        """End an attempt whose trial waits now until it is promoted. Safe to repeat.
+    def pause(
+        self,
+        lease: Lease,
+        rung_score: float | None = None,
+        *,
+        checkpoint: Mapping[str, Any] | None = None,
+        timing: Mapping[str, float] | None = None,
+        message: str = "paused by the schedule",
+    ) -> None:
+        """End an attempt whose trial has reached its rung and waits until it is promoted. Safe to repeat.
+
+        Args:
+            lease: The attempt's lease.
+            rung_score: Value of the schedule's metric there; None for not a number.
+            checkpoint: Where its state lies; None: it begins anew when it is promoted.
+            timing: Seconds per phase.
+            message: One line, kept with the attempt.
 
         Raises:
             LeaseLostError: If the lease is not this one any more; then nothing is changed.
         """
+        paused = str(target(Event.PAUSE))
         attempt = {
-            "cause": str(Cause.SCHEDULE), "message": message, "ended_by_holder": str(target(Event.PAUSE)),
+            "cause": str(Cause.SCHEDULE), "message": message, "timing": dict(timing or {}), "ended_by_holder": paused,
         }  # fmt: skip
-        if self._end(lease, Event.PAUSE, {}, attempt):
+        fields = {"checkpoint": None if checkpoint is None else dict(checkpoint)}
+        if self._end(lease, Event.PAUSE, fields, attempt, push={"rung_scores": _finite(rung_score)}):
             return
-        query = {"token": lease.token, "ended_by_holder": attempt["ended_by_holder"]}
+        query = {"token": lease.token, "ended_by_holder": paused}
         if not self._trials.find_one(
             {"campaign": lease.campaign, "number": lease.number, "attempts": {"$elemMatch": query}}, {"_id": 1}
         ):
+            raise LeaseLostError(f"trial {lease.number} of '{lease.campaign}' has been given to another")
+
+    @mapped
+    def keep_checkpoint(self, lease: Lease, checkpoint: Mapping[str, Any]) -> None:
+        """Write where the state of a running trial lies; the next attempt goes on from there.
+
+        Raises:
+            LeaseLostError: If the lease is not this one any more; then nothing is changed.
+        """
+        done = self._trials.update_one(
+            {
+                "campaign": lease.campaign,
+                "number": lease.number,
+                "state": {"$in": sources(Event.REPORT)},
+                "lease.token": lease.token,
+            },
+            {"$set": {"checkpoint": dict(checkpoint)}},
+        )
+        if not done.matched_count:
             raise LeaseLostError(f"trial {lease.number} of '{lease.campaign}' has been given to another")
 
     def _end(
@@ -138,9 +194,10 @@ class TrialEnds(TrialReads):
         fields: Mapping[str, Any],
         attempt: Mapping[str, Any],
         counts: Mapping[str, int] | None = None,
+        push: Mapping[str, Any] | None = None,
     ) -> bool:
         """Move a trial that this lease holds; return whether it was held."""
-        return self._move(lease, event, {"lease.token": lease.token}, fields, attempt, counts or {})
+        return self._move(lease, event, {"lease.token": lease.token}, fields, attempt, counts or {}, push)
 
     def _move(
         self,
@@ -150,6 +207,7 @@ class TrialEnds(TrialReads):
         fields: Mapping[str, Any],
         attempt: Mapping[str, Any],
         counts: Mapping[str, int],
+        push: Mapping[str, Any] | None = None,
     ) -> bool:
         state = target(event)
         now: dict[str, Any] = {"attempts.$[mine].ended_at": True}
@@ -166,6 +224,8 @@ class TrialEnds(TrialReads):
         }
         if counts:
             update["$inc"] = {f"ends.{key}": value for key, value in counts.items()}
+        if push:
+            update["$push"] = dict(push)
         done = self._trials.update_one(
             {"campaign": lease.campaign, "number": lease.number, "state": {"$in": sources(event)}, **query},
             update,

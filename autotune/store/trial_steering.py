@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from autotune.lifecycle import Event, sources, target
 from autotune.store.connection import mapped
-from autotune.store.expressions import NOW, literal
+from autotune.store.expressions import NOW, Expression, literal
 from autotune.store.trial_reads import TrialReads
 from autotune.trial import Cause, TrialState
 
@@ -15,9 +15,19 @@ class TrialSteering(TrialReads):
     """The collection ``trials``: the moves that no lease is needed for."""
 
     @mapped
-    def promote(self, campaign: str, number: int) -> bool:
-        """Queue a paused trial again; return whether this call did it."""
-        return self._moved(campaign, number, Event.PROMOTE, {})
+    def promote(self, campaign: str, number: int, rung: int | None = None, target: int | None = None) -> bool:
+        """Queue a paused trial again, towards its next rung; return whether this call did it.
+
+        Args:
+            campaign: Name of the campaign.
+            number: Number of the trial.
+            rung: The rung that it works towards from now on; it must wait behind the one before. None: as it was.
+            target: Step at which it is paused there; None: it trains to its own end.
+        """
+        fields: dict[str, object] = {"target": target}
+        if rung is None:
+            return self._moved(campaign, number, Event.PROMOTE, fields)
+        return self._moved(campaign, number, Event.PROMOTE, {**fields, "rung": rung}, {"rung": rung - 1})
 
     @mapped
     def prune(self, campaign: str, number: int) -> bool:
@@ -37,35 +47,44 @@ class TrialSteering(TrialReads):
         fields = {"ends": {}, "alone": False, "ended_at": None, "score": None, "metrics": {}, "facts": {}}
         return [n for n in numbers if self._moved(campaign, n, Event.RETRY, fields)]
 
-    def _moved(self, campaign: str, number: int, event: Event, fields: dict[str, object]) -> bool:
+    def _moved(
+        self,
+        campaign: str,
+        number: int,
+        event: Event,
+        fields: Mapping[str, object],
+        where: Mapping[str, object] | None = None,
+    ) -> bool:
         done = self._trials.update_one(
-            {"campaign": campaign, "number": number, "state": {"$in": sources(event)}},
+            {"campaign": campaign, "number": number, "state": {"$in": sources(event)}, **(where or {})},
             {"$set": {"state": str(target(event)), "lease": None, **fields}},
+        )
+        return done.modified_count == 1
+
+    @mapped
+    def stop(self, campaign: str, number: int, message: str) -> bool:
+        """End a running trial for its schedule; return whether this call did it. Its worker notices when it renews."""
+        done = self._trials.update_one(
+            {"campaign": campaign, "number": number, "state": str(TrialState.RUNNING)},
+            [_taken_away(Event.PRUNE, Cause.SCHEDULE, message)],
         )
         return done.modified_count == 1
 
     @mapped
     def cancel(self, campaign: str, message: str = "cancelled") -> int:
         """Cancel every trial of a campaign that has not ended; return how many. Workers notice when they renew."""
-        attempts = {
-            "$map": {
-                "input": "$attempts",
-                "in": {
-                    "$cond": [
-                        {"$eq": ["$$this.token", "$lease.token"]},
-                        {
-                            "$mergeObjects": [
-                                "$$this",
-                                {"cause": str(Cause.STOPPED), "message": literal(message), "ended_at": NOW},
-                            ]
-                        },
-                        "$$this",
-                    ]
-                },
-            }
-        }
         done = self._trials.update_many(
             {"campaign": campaign, "state": {"$in": sources(Event.CANCEL)}},
-            [{"$set": {"state": str(target(Event.CANCEL)), "attempts": attempts, "lease": None, "ended_at": NOW}}],
+            [_taken_away(Event.CANCEL, Cause.STOPPED, message)],
         )
         return done.modified_count
+
+
+def _taken_away(event: Event, cause: Cause, message: str) -> Expression:
+    """Return the stage that ends a trial from outside, and the attempt that holds its lease, if one does."""
+    ending = {"cause": str(cause), "message": literal(message), "ended_at": NOW}
+    holds = {"$eq": ["$$this.token", "$lease.token"]}
+    attempts = {
+        "$map": {"input": "$attempts", "in": {"$cond": [holds, {"$mergeObjects": ["$$this", ending]}, "$$this"]}}
+    }
+    return {"$set": {"state": str(target(event)), "attempts": attempts, "lease": None, "ended_at": NOW}}

@@ -35,15 +35,18 @@ class Trials(TrialEnds, TrialSteering):
         fold: int = 0,
         replicate: int = 0,
         origin: Origin = Origin.SEARCH,
+        bracket: int = 0,
+        target: int | None = None,
     ) -> Trial:
-        """Write a new queued trial.
+        """Write a new queued trial, which its schedule pauses at step `target` (None: which trains to its own end).
 
         Raises:
             DuplicateError: If the number or the configuration is in the campaign already.
         """
         document = trial_document(
-            campaign, number, params, config_hash, seed=seed, fold=fold, replicate=replicate, origin=origin
-        )
+            campaign, number, params, config_hash, seed=seed, fold=fold, replicate=replicate, origin=origin,
+            bracket=bracket, target=target,
+        )  # fmt: skip
         before = self._trials.find_one_and_update(
             {"campaign": campaign, "number": number},
             insert_only(document, {"proposed_at": NOW}),

@@ -14,12 +14,14 @@ from autotune.store.connection import Connection
 _AWAIT_MS = 500
 _NO_CHANGE_STREAMS = 40573
 
+_CHANGED = ["queued", "cancelled", "pruned"]
+
 WORK: list[dict[str, Any]] = [
     {
         "$match": {
             "$or": [
                 {"ns.coll": "trials", "operationType": {"$in": ["insert", "replace"]}},
-                {"ns.coll": "trials", "updateDescription.updatedFields.state": {"$in": ["queued", "cancelled"]}},
+                {"ns.coll": "trials", "updateDescription.updatedFields.state": {"$in": _CHANGED}},
                 {"ns.coll": "campaigns"},
             ]
         }

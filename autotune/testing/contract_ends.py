@@ -175,7 +175,7 @@ class EndContract:
     def test_a_paused_trial_waits_until_it_is_promoted(self, store: MongoStore) -> None:
         lease = running(store)
         for _ in range(2):
-            store.trials.pause(lease, "rung 1")
+            store.trials.pause(lease, 0.5, message="rung 1")
         trial = store.trials.get(CAMPAIGN, 0)
         assert (trial.state, trial.lease, trial.ended_at) == (PAUSED, None, None)
         assert (trial.attempts[0].cause, trial.attempts[0].message) == (Cause.SCHEDULE, "rung 1")

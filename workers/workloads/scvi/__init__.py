@@ -42,6 +42,14 @@ class ScviWorkload:
         """Return default settings."""
         return defaults(SETTINGS)
 
+    def reports(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a schedule compares trials by: ``elbo_validation`` up to ``max_epochs``."""
+        return {
+            "maximum": settings["max_epochs"],
+            "metric": {"name": "elbo_validation", "mode": "min"},
+            "metrics": {"elbo_validation": "min", "elbo_train": "min"},
+        }
+
     def check_fixed(self, fixed: Mapping[str, Any]) -> None:
         """Check fixed values; raises `CampaignError`."""
         check_values(self.name, FIELDS, fixed)
