@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from autotune import home
 from autotune.errors import AutotuneError, DataError, LeaseLostError, StoreError, StoreUnreachableError, WorkerError
 from autotune.installed import versions
+from autotune.store.artifacts import Artifacts, Reference, place_of
 from autotune.store.base import CampaignRecord, WorkerRecord
 from autotune.trial import CampaignState, Cause, Failure, Lease, Trial
 from workers.admission import Admission
@@ -297,13 +298,19 @@ class Agent:
             runner = Runner(
                 store=self._store, children=self._children(record), trial=trial, metric=record.metric, slot=slot,
                 held=held, journal=journal, stop=self._stop,
-                carrier=Carrier(self._store, record, trial, self._folder / f"state-{held.lease.token}"),
+                carrier=self._carrier(trial, record, held),
             )  # fmt: skip
             runner.run()
         finally:
             journal.close()
         if runner.refusal is not None:
             self._refusals.set(record, runner.refusal)
+
+    def _carrier(self, trial: Trial, record: CampaignRecord, held: Held) -> Carrier:
+        url = (record.spec.get("checkpoints") or {}).get("url")
+        artifacts = Artifacts(self._store.connection, campaign=place_of(record), url=url)
+        reference = None if trial.checkpoint is None else Reference.of(trial.checkpoint)
+        return Carrier(artifacts, self._folder / f"state-{held.lease.token}", reference)
 
     def _give_back(self, lease: Lease, error: Exception, *, here_alone: bool = False) -> None:
         """End an attempt that this worker could not carry out; the trial goes to another, but not for ever.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.errors import LeaseLostError, NotFoundError, StoreError, StoreSetupError, StoreUnreachableError
 from autotune.lifecycle import RetryPolicy
+from autotune.store.artifacts import Reference
 from autotune.trial import Cause, Failure
 from workers.checkpoints.carrier import Carrier
 from workers.ending import Ended
@@ -97,10 +98,12 @@ class Delivery:
             _log.info("finished", extra={"action": "finish", **extra, "score": result.score})
         elif ended.paused is not None:
             step = ended.paused.step
+            reference = self._carry() or self._carrier.reference
+            checkpoint = None if reference is None else reference.document()
+            message = f"paused at step {step}"
             self._store.trials.pause(
-                lease, ended.rung_score, checkpoint=self._carrier.put(step), timing=ended.timing,
-                message=f"paused at step {step}",
-            )  # fmt: skip
+                lease, ended.rung_score, checkpoint=checkpoint, timing=ended.timing, message=message
+            )
             _log.info("paused", extra={"action": "pause", **extra, "step": step})
         elif failure is not None:
             self._keep_checkpoint(failure)
@@ -111,10 +114,23 @@ class Delivery:
 
     def _keep_checkpoint(self, failure: Failure) -> None:
         """Keep the state of a trial that is given back: the next attempt goes on from there."""
-        step = self._carrier.newest if failure.cause is Cause.PREEMPTED else None
-        reference = None if step is None else self._carrier.put(step)
+        reference = self._carry() if failure.cause is Cause.PREEMPTED else None
         if reference is not None:
-            self._store.trials.keep_checkpoint(self._held.lease, reference)
+            self._store.trials.keep_checkpoint(self._held.lease, reference.document())
+
+    def _carry(self) -> Reference | None:
+        """Keep the newest checkpoint where the campaign keeps them; one that nobody takes is lost, the trial is not.
+
+        Raises:
+            StoreUnreachableError: If the store is away.
+        """
+        try:
+            return self._carrier.carry()
+        except StoreUnreachableError:
+            raise
+        except (StoreError, OSError) as error:
+            _log.error("a checkpoint was not kept: %s", error, extra={"action": "checkpoint-lost", **names(self._held)})
+            return None
 
     def _write_reports(self, sender: ReportSender, *, has_result: bool) -> None:
         """Write the reports that are left; those that the store refuses must not hold up the end."""

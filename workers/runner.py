@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from autotune.errors import LeaseLostError, StoreUnreachableError
+from autotune.errors import DataError, LeaseLostError, StoreError, StoreUnreachableError
 from autotune.trial import Cause, Failure, Lease, Report, Trial, TrialState
 from workers.channel import Message
 from workers.checkpoints.carrier import Carrier
@@ -98,7 +98,7 @@ class Runner:
         self._children.start(self._stop)
         started_s = time.monotonic()
         ooms = kernel_oom_kills()
-        request = {**self._request(), "checkpoint": self._carrier.request()}
+        request = {**self._request(), "checkpoint": self._checkpoint()}
         child = self._children.spawn(request, self._slot.environment())
         self._watchdog = self._new_watchdog()
         try:
@@ -192,18 +192,37 @@ class Runner:
         self._watchdog.heard(time.monotonic())
         return True
 
+    def _checkpoint(self) -> dict[str, Any]:
+        """Return what the training must know of checkpoints; the one to go on from is fetched.
+
+        Raises:
+            DataError: If this host cannot read it where others can.
+            StoreUnreachableError: If the store is away.
+        """
+        try:
+            earlier = self._carrier.bring()
+        except StoreUnreachableError:
+            raise
+        except (StoreError, OSError) as error:
+            raise DataError(f"this worker cannot read the checkpoint of trial {self._trial.number}: {error}") from error
+        return {
+            "root": str(self._carrier.own), "earlier": None if earlier is None else str(earlier),
+            "target": self._trial.target, "every": (self._spec.get("checkpoints") or {}).get("every"),
+        }  # fmt: skip
+
     def _keep_checkpoint(self, step: int) -> None:
         """Keep a checkpoint that is due by `checkpoints.every`; the others go with the end of the attempt."""
         if self._trial.target == step or self._stop.is_set() or self._held.lost.is_set():
             return
         try:
-            reference = self._carrier.put(step)
+            reference = self._carrier.carry()
             if reference is not None:
-                self._store.trials.keep_checkpoint(self._lease, reference)
+                self._store.trials.keep_checkpoint(self._lease, reference.document())
         except LeaseLostError:
             self._held.lost.set()
-        except StoreUnreachableError as error:
-            _log.warning("%s", error, extra={"action": "store-away", "campaign": self._trial.campaign})
+        except (StoreError, OSError) as error:
+            extra = {"action": "checkpoint-waits", "campaign": self._trial.campaign, "number": self._trial.number}
+            _log.warning("%s", error, extra=extra)
 
     def _judge(self, child: Child, message: Message | None, ooms: int) -> Ended:
         timing = dict((message or {}).get("timing") or {})

@@ -26,6 +26,11 @@ class MedianSchedule(NoSchedule):
     warm_up: int = 1
     least: int = 5
 
+    @property
+    def stops_between_rungs(self) -> bool:
+        """True."""
+        return True
+
     def verdict(self, curve: Curve, others: Sequence[Curve]) -> Verdict:
         """Return whether a trial goes on; see `Schedule.verdict`."""
         if not curve.steps or curve.steps[-1] < self.warm_up:

@@ -83,6 +83,15 @@ def make_schedule(settings: Mapping[str, Any], defaults: Mapping[str, int | None
     return MedianSchedule(**values) if algorithm == "median" else NoSchedule(**values)
 
 
+def schedule_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in a campaign's definition as `make_schedule` takes them, without the metric.
+
+    Args:
+        spec: The campaign file as plain values.
+    """
+    return {key: value for key, value in (spec.get("schedule") or {}).items() if key != "metric"}
+
+
 def _entry_point(name: str) -> EntryPoint:
     found = {point.name: point for point in entry_points(group=GROUP)}
     if name not in found:

@@ -233,7 +233,7 @@ def pressure(used: int, quota: int | None) -> Pressure:
 
     Args:
         used: `Artifacts.usage`.
-        quota: The campaign's ``checkpoints.quota`` in bytes, or None for no bound.
+        quota: The campaign's ``checkpoints.max_gb`` in bytes, or None for no bound.
     """
     if quota is None or used < TIGHT * quota:
         return Pressure.NONE

@@ -77,6 +77,8 @@ class Play:
         idle = self.slots - len(self.of(_S.RUNNING))
         free = max(0, idle - len(self.of(_S.QUEUED)))
         actions = self.schedule.actions(self.members, idle=idle, remaining=self.remaining)
+        again = self.schedule.actions(self.members, idle=idle, remaining=self.remaining)
+        assert again == actions, "what was not carried out is said again"
         fresh = make_schedule(self.settings)
         shuffled = random.Random(0).sample(self.members, len(self.members))
         again = fresh.actions(shuffled, idle=idle, remaining=self.remaining)

@@ -38,6 +38,11 @@ class Carrier:
         self._carried: Saved | None = None
         self.own = folder / "own"
 
+    @property
+    def reference(self) -> Reference | None:
+        """The newest reference: that of the last `carry`, or what the trial began with."""
+        return self._reference
+
     def bring(self) -> Path | None:
         """Fetch the earlier attempt's checkpoint; return its folder (`Keeper.earlier`), or None: begin anew.
 
@@ -57,6 +62,7 @@ class Carrier:
             self._artifacts.fetch(self._reference, earlier)
         except (NotFoundError, DataError) as error:
             _log.warning("a trial begins anew: %s", error, extra={"action": "checkpoint-unusable"})
+            self._reference = None
             return None
         return earlier
 
