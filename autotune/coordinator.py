@@ -29,6 +29,7 @@ from autotune.planning import (
     schedule_mode,
     trial_seed,
 )
+from autotune.retention import Retention
 from autotune.schedule import Promote, Propose, Schedule, Verdict, make_schedule, schedule_of
 from autotune.search import Observation, Search, make_search, warm_up
 from autotune.space import Space, parse_space
@@ -74,6 +75,7 @@ class Coordinator:
         self._search: Search | None = None
         self._schedule: Schedule | None = None
         self._curves = Curves(store, campaign)
+        self._retention = Retention(store, self._clock)
         self._exhausted = False
         self._revision: int | None = None
         self._connected_s = -math.inf
@@ -158,7 +160,7 @@ class Coordinator:
             abort_after=int(_setting(record, "failures", "abort_after")),
         )
         if todo.end is not None:
-            return self._end(todo, record.revision)
+            return self._end(todo, record)
         self._act(record, trials, todo, idle)
         return record.state
 
@@ -168,9 +170,10 @@ class Coordinator:
         self._stop_hopeless(record, schedule, trials)
         seen = members(trials, schedule_mode(record))
         proposals: list[Propose] = []
+        no_room = self._retention.holds(record, trials)
         for action in schedule.actions(seen, idle=idle, remaining=todo.remaining):
             if isinstance(action, Propose):
-                proposals.append(action)
+                proposals += [] if no_room else [action]
             elif isinstance(action, Promote):
                 names = {"campaign": self._name, "number": action.number, "rung": action.rung}
                 target = _target(schedule, action.resource)
@@ -255,10 +258,10 @@ class Coordinator:
             history.append(Observation(number=number, params=params, state=str(TrialState.QUEUED), loss=None))
             number += 1
 
-    def _end(self, todo: Plan, revision: int) -> CampaignState:
+    def _end(self, todo: Plan, record: CampaignRecord) -> CampaignState:
         state = todo.end or CampaignState.FINISHED
         if any(t.state in ACTIVE_STATES for t in self._mirror.trials):  # first, so that a successor ends it again
-            if self._store.campaigns.get(self._name).revision != revision:
+            if self._store.campaigns.get(self._name).revision != record.revision:
                 return CampaignState.RUNNING  # somebody changed its trials or its budget meanwhile
             self._store.trials.cancel(self._name, todo.message)
         try:
@@ -268,10 +271,11 @@ class Coordinator:
                 expected=[CampaignState.RUNNING],
                 message=todo.message,
                 who=self._id,
-                revision=revision,
+                revision=record.revision,
             )
         except StateError:  # somebody paused or cancelled it at this moment: that stands
             return CampaignState.RUNNING
+        self._retention.end(record, self._mirror.trials)
         _log.info(todo.message or "ended", extra={"action": "end", "campaign": self._name, "state": str(state)})
         return state
 

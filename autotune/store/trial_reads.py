@@ -20,6 +20,7 @@ _HEAD = {
     "campaign": 1, "number": 1, "params": 1, "config_hash": 1, "state": 1, "score": 1, "lease": 1,
     "attempts.token": 1, "attempts.cause": 1, "attempts.message": 1, "attempts.started_at": 1, "attempts.ended_at": 1,
     "attempts.share": 1, "claims": 1, "ends": 1, "alone": 1, "bracket": 1, "rung": 1, "target": 1, "rung_scores": 1,
+    "checkpoint.sha256": 1,
 }  # fmt: skip
 
 

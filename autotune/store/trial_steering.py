@@ -8,7 +8,7 @@ from autotune.lifecycle import Event, sources, target
 from autotune.store.connection import mapped
 from autotune.store.expressions import NOW, Expression, literal
 from autotune.store.trial_reads import TrialReads
-from autotune.trial import Cause, TrialState
+from autotune.trial import ACTIVE_STATES, Cause, TrialState
 
 
 class TrialSteering(TrialReads):
@@ -60,6 +60,16 @@ class TrialSteering(TrialReads):
             {"$set": {"state": str(target(event)), "lease": None, **fields}},
         )
         return done.modified_count == 1
+
+    @mapped
+    def forget_checkpoints(self, campaign: str, numbers: Sequence[int]) -> int:
+        """Take away the reference to the checkpoint of trials that have ended; return of how many."""
+        ended = [str(s) for s in TrialState if s not in ACTIVE_STATES]
+        done = self._trials.update_many(
+            {"campaign": campaign, "number": {"$in": list(numbers)}, "state": {"$in": ended}},
+            {"$set": {"checkpoint": None}},
+        )
+        return done.modified_count
 
     @mapped
     def stop(self, campaign: str, number: int, message: str) -> bool:
