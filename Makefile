@@ -42,6 +42,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/orchestration.py
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/infeasible.py
+	$(BIN)/python -m benchmarks.simulated_campaign
 
 chaos: $(READY)
 	$(BIN)/python -m benchmarks.chaos $(SCENARIOS)

@@ -27,6 +27,7 @@ from autotune.planning import (
     plan,
     rung_observations,
     schedule_mode,
+    target_of,
     trial_seed,
 )
 from autotune.retention import Retention
@@ -176,7 +177,7 @@ class Coordinator:
                 proposals += [] if no_room else [action]
             elif isinstance(action, Promote):
                 names = {"campaign": self._name, "number": action.number, "rung": action.rung}
-                target = _target(schedule, action.resource)
+                target = target_of(schedule, action.resource)
                 if self._store.trials.promote(self._name, action.number, action.rung, target):
                     _log.info("promoted", extra={"action": "promote", **names})
             elif self._store.trials.prune(self._name, action.number):
@@ -247,7 +248,7 @@ class Coordinator:
             try:
                 proposed = self._store.trials.propose(
                     self._name, number, params, space.hash(params), seed=seed, bracket=place.bracket,
-                    target=None if self._schedule is None else _target(self._schedule, place.resource),
+                    target=None if self._schedule is None else target_of(self._schedule, place.resource),
                 )  # fmt: skip
             except DuplicateError:
                 self._mirror.forget()
@@ -293,11 +294,6 @@ def _budget(record: CampaignRecord, trials: list[Trial]) -> Budget:
         device_s=device_s,
         devices=devices,
     )
-
-
-def _target(schedule: Schedule, resource: int | None) -> int | None:
-    """Return where a trial is paused; at the maximum nobody is: the trial ends there by itself."""
-    return None if resource == schedule.resources[-1] else resource
 
 
 def _setting(record: CampaignRecord, section: str, key: str) -> float:

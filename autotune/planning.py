@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 
 from autotune.lifecycle import common_failure
-from autotune.schedule import Member
+from autotune.schedule import Member, Schedule, make_schedule, schedule_of
 from autotune.search import Observation
 from autotune.store.base import CampaignRecord
 from autotune.trial import ACTIVE_STATES, DETERMINISTIC, CampaignState, Cause, Trial, TrialState
@@ -71,9 +72,7 @@ class Plan:
     message: str = ""
 
 
-def plan(
-    trials: Sequence[Trial], *, budget: Budget, exhausted: bool = False, abort_after: int = 0
-) -> Plan:
+def plan(trials: Sequence[Trial], *, budget: Budget, exhausted: bool = False, abort_after: int = 0) -> Plan:
     """Decide whether the campaign ends, and how much it may still propose. Pure; the rest is its schedule's.
 
     Args:
@@ -164,6 +163,24 @@ def members(trials: Iterable[Trial], mode: str) -> list[Member]:
         )
         for t in trials
     ]
+
+
+def target_of(schedule: Schedule, resource: int | None) -> int | None:
+    """Return the step at which a trial is paused; at the schedule's maximum none is: the trial ends there by itself."""
+    return None if resource == schedule.resources[-1] else resource
+
+
+def place_of_next(spec: Mapping[str, Any], trials: Sequence[Trial], mode: str) -> tuple[int, int | None]:
+    """Return (bracket, target) of one more trial.
+
+    Args:
+        spec: The campaign file as plain values.
+        trials: The campaign's trials.
+        mode: ``min`` or ``max``.
+    """
+    schedule = make_schedule(schedule_of(spec))
+    place = schedule.place(members(trials, mode))
+    return place.bracket, target_of(schedule, place.resource)
 
 
 def rung_observations(trials: Sequence[Trial], mode: str, least: int) -> list[Observation]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from autotune.errors import DuplicateError, InputError, SpaceError, StateError
 from autotune.local.follow import who
-from autotune.planning import trial_seed
+from autotune.planning import place_of_next, trial_seed
 from autotune.space import Space, parse_space
 from autotune.store.base import CampaignRecord
 from autotune.store.campaigns import ENDED, Extension
@@ -144,7 +144,10 @@ def enqueue(store: MongoStore, name: str, params: Mapping[str, Any], *, like: in
         number = _next_number(record, trials)
         seed = trial_seed(int(record.spec["search"]["seed"]), number)
         try:
-            store.trials.propose(name, number, chosen, config_hash, seed=seed, origin=Origin.PERSON)
+            bracket, target = place_of_next(record.spec, trials, record.metric["mode"])
+            store.trials.propose(
+                name, number, chosen, config_hash, seed=seed, origin=Origin.PERSON, bracket=bracket, target=target
+            )
         except DuplicateError:  # the coordinator, or another person, was quicker: look again
             record = store.campaigns.get(name)
             continue

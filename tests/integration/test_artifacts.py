@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import gridfs
 import pytest
 
-from autotune.errors import DataError, InputError, NotFoundError, StoreError, StoreSetupError
+from autotune.errors import DataError, InputError, NotFoundError, StoreError, StoreSetupError, StoreUnreachableError
 from autotune.store import shelf_grid
 from autotune.store.archives import PIECE, packed, unpack
 from autotune.store.artifacts import (
@@ -37,6 +37,7 @@ from autotune.store.artifacts import (
 from autotune.store.base import CampaignRecord
 from autotune.store.mongo import MongoStore
 from autotune.testing.helpers import until
+from autotune.testing.servers import fail_point, faulty_server
 from workers.checkpoints.carrier import Carrier
 from workers.checkpoints.folder import verified
 from workers.checkpoints.keeper import Keeper
@@ -282,6 +283,31 @@ def test_a_push_that_was_taken_for_abandoned_says_so(
     assert artifacts.usage() == 0
 
 
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoStore]:
+    """A store on a server that fails when it is told to."""
+    with faulty_server(tmp_path_factory.mktemp("faulty")) as uri, MongoStore(uri) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("command", ["update", "insert", "find", "delete", "commitTransaction"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_cut_connection_loses_nothing(faulty: MongoStore, tmp_path: Path, command: str, times: int) -> None:
+    artifacts = Artifacts(faulty.connection, campaign=f"{command}-{times}")
+    folder = folder_of(tmp_path, 3 * PIECE)
+    with fail_point(faulty, [command], times=times, closeConnection=True):
+        try:
+            reference = artifacts.put(folder, step=1)
+        except StoreUnreachableError:
+            assert times == 2
+            reference = artifacts.put(folder, step=1)
+    artifacts.fetch(reference, tmp_path / "to")
+    assert content(tmp_path / "to") == content(folder)
+    artifacts.collect([reference.sha256], grace_s=0)
+    assert artifacts.missing([reference]) == []
+    assert faulty.connection.database["artifacts.pushes"].count_documents({}) == 0
+
+
 def test_any_gridfs_client_reads_a_checkpoint(store: MongoStore, tmp_path: Path) -> None:
     reference = Artifacts(store.connection, campaign="demo").put(folder_of(tmp_path, 3 * PIECE), step=1)
     bucket = gridfs.GridFSBucket(store.connection.database, "artifacts")
@@ -351,7 +377,7 @@ def test_a_reference_without_data_begins_anew_and_is_replaced(make: Make, tmp_pa
     assert carrier.carry() == reference  # the folder is still here
     artifacts.collect([], grace_s=0)
     other = Carrier(artifacts, tmp_path / "b", reference)
-    assert other.bring() is None
+    assert (other.bring(), other.reference) == (None, None)
     write_step(Keeper(other.own), 2)
     replaced = other.carry()
     assert replaced is not None
@@ -363,11 +389,15 @@ def test_a_training_that_saves_while_it_is_carried_gives_whole_checkpoints(make:
     carrier = Carrier(artifacts, tmp_path / "a")
     keeper = Keeper(carrier.own)
 
+    def write(folder: Path) -> None:
+        for name in range(30):
+            (folder / str(name)).write_text(secrets.token_hex(100))
+
     def train() -> None:
         step = 0
         while not stop.is_set():
             step += 1
-            keeper.save(step, lambda folder: [(folder / str(n)).write_text(f"{step}") for n in range(30)] and None)
+            keeper.save(step, write)
 
     thread = threading.Thread(target=train)
     thread.start()

@@ -20,7 +20,7 @@ LAYERS = [
     {"trial", "lifecycle"},
     {"search", "schedule"},
     {"store"},
-    {"campaign", "planning", "mirror", "coordinator", "history"},
+    {"campaign", "planning", "mirror", "retention", "coordinator", "history"},
     {"report"},
     {"local"},
     {"cli", "testing"},
