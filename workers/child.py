@@ -94,6 +94,8 @@ def main(channel: Channel, request: Mapping[str, Any]) -> int:
         started_s = time.monotonic()
         returned = objective.run(trial)
         timing["run_s"] = time.monotonic() - started_s
+        if keeper is not None and keeper.paused_at is not None:
+            raise TrialStopped("the objective went on after its trial was paused")
         result = outcome.as_result(returned, metric["name"])
     except BaseException as error:  # noqa: BLE001 - however the objective ends, the agent is told why
         if keeper is not None and keeper.paused_at is not None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_GIVEN_BACK = frozenset({Cause.PREEMPTED, Cause.LOST, Cause.OUT_OF_MEMORY})
 KEEP_AFTER_S = 0.25
 """What the store has not taken after so many seconds is written to the local journal."""
 _BACKOFF_S = (0.2, 5.0)
@@ -114,7 +115,7 @@ class Delivery:
 
     def _keep_checkpoint(self, failure: Failure) -> None:
         """Keep the state of a trial that is given back: the next attempt goes on from there."""
-        reference = self._carry() if failure.cause is Cause.PREEMPTED else None
+        reference = self._carry() if failure.cause in _GIVEN_BACK else None
         if reference is not None:
             self._store.trials.keep_checkpoint(self._held.lease, reference.document())
 

@@ -222,6 +222,12 @@ def _schedule(campaign: Campaign, found: Mapping[str, Any], metric: Mapping[str,
     settings = schedule_settings(given, {"maximum": defaults.get("maximum")})
     if settings["algorithm"] == "none":
         return {"algorithm": "none"}
+    known, maximum = defaults.get("maximum"), settings.get("maximum")
+    if known is not None and maximum is not None and maximum != known:
+        raise CampaignError(
+            f"schedule: maximum is {maximum}, but '{campaign.objective}' trains {known} (fixed.max_epochs); "
+            "leave maximum out, or make them equal"
+        )
     reported = defaults.get("metrics", {})
     if name is None:
         chosen = defaults.get("metric", metric)

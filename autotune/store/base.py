@@ -50,6 +50,7 @@ Collections (each document has a ``schema_version``; validators and indexes are 
 ``leaders``    ``_id`` = campaign; ``owner``, ``expires_at``: the coordinator that proposes
 ``events``     audit: ``campaign``, ``at``, ``action``, ``who``, ``detail``
 ``datasets.files``, ``datasets.chunks``  GridFS: data files by content, unique on ``metadata.sha256``
+``artifacts.files``, ``artifacts.chunks``, ``artifacts.pushes``  checkpoints by content
 ``datasets.pushes``  pushes that have not ended: ``_id`` = hash, ``files_id``, ``touched_at``
 """
 

@@ -7,7 +7,7 @@ from typing import Self
 from pymongo.errors import CollectionInvalid, OperationFailure
 
 from autotune.errors import StoreSetupError
-from autotune.store import embedded
+from autotune.store import embedded, shelf_grid
 from autotune.store.campaigns import Campaigns
 from autotune.store.connection import CONNECT_TIMEOUT_S, Connection, lacks_right, named_uri
 from autotune.store.connection import URI_VARIABLE as URI_VARIABLE
@@ -126,6 +126,8 @@ class MongoStore:
                     database.command("collMod", name, validator=validator)
                 if INDEXES[name]:
                     database[name].create_indexes(INDEXES[name])
+            for name, indexes in shelf_grid.INDEXES.items():
+                database[name].create_indexes(indexes)
             database["meta"].update_one({"_id": "schema"}, {"$set": {"version": SCHEMA_VERSION}}, upsert=True)
 
 

@@ -33,6 +33,9 @@ _WORKER: dict[str, tuple[str, ...]] = {
     "trials": ("update",),
     "reports": ("insert", "update"),
     "workers": ("insert", "update"),
+    "artifacts.files": ("insert", "update"),
+    "artifacts.chunks": ("insert",),
+    "artifacts.pushes": ("insert", "update", "remove"),
 }
 _COORDINATOR: dict[str, tuple[str, ...]] = {
     "campaigns": ("insert", "update"),
@@ -44,6 +47,9 @@ _COORDINATOR: dict[str, tuple[str, ...]] = {
     "datasets.files": ("insert", "update", "remove", "createIndex"),
     "datasets.chunks": ("insert", "update", "remove", "createIndex"),
     "datasets.pushes": ("insert", "update", "remove"),
+    "artifacts.files": ("insert", "update", "remove"),
+    "artifacts.chunks": ("insert", "remove"),
+    "artifacts.pushes": ("insert", "update", "remove"),
 }
 WRITES: Mapping[Role, Mapping[str, tuple[str, ...]]] = {
     Role.READER: {},
