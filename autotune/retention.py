@@ -79,8 +79,8 @@ class Retention:
             _log.info("removed what is not needed any more", extra=extra)
         found = pressure(artifacts.usage(), quota) if tight else Pressure.NONE
         if found is Pressure.HOLD and self._pressure is not Pressure.HOLD:
-            extra = {"action": "quota", "campaign": record.name}
-            _log.warning("the quota of checkpoints is used up (checkpoints.max_gb): no new trials begin", extra=extra)
+            full = {"action": "quota", "campaign": record.name}
+            _log.warning("the quota of checkpoints is used up (checkpoints.max_gb): no new trials begin", extra=full)
         self._pressure = found
 
 

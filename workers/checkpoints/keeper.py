@@ -69,7 +69,7 @@ class Keeper:
         try:
             found = folders.verified(self._earlier)
         except DataError as error:
-            _log.warning("the training begins anew: %s", error)
+            _log.warning("the training begins anew: %s", error, extra={"action": "checkpoint-unusable"})
             return None
         self._last = found.step
         return found.files
@@ -94,7 +94,7 @@ class Keeper:
         try:
             saved = folders.publish(self._root, step, write)
         except OSError as error:
-            _log.warning("the checkpoint of step %d was not kept: %s", step, error)
+            _log.warning("the checkpoint of step %d was not kept: %s", step, error, extra={"action": "checkpoint-lost"})
         else:
             self.saved_at = step
             self._saved(step, saved.folder)

@@ -99,7 +99,8 @@ class BetweenEpochs(Callback):
             state = State.read(folder)
             _check_fit(state, module)
         except ValueError as error:
-            _log.warning("the training begins anew, its checkpoint is not usable: %s", error)
+            extra = {"action": "checkpoint-unusable"}
+            _log.warning("the training begins anew, its checkpoint is not usable: %s", error, extra=extra)
             return
         best, kept = self._epoch_end.best, state.rest["best"]
         best.epoch, best.value, best.waited = kept["epoch"], kept["value"], kept["waited"]
