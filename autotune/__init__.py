@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from autotune.campaign import Campaign, load_campaign
     from autotune.errors import AutotuneError
     from autotune.local.session import CampaignResult, launch, resume
+    from autotune.local.steering import cancel, enqueue, extend, pause, retry
     from autotune.space import Space, parse_space
+    from autotune.store.campaigns import Extension
     from autotune.store.mongo import MongoStore, open_store
     from autotune.trial import Trial
 
@@ -21,28 +23,40 @@ _HOMES = {
     "AutotuneError": "autotune.errors",
     "Campaign": "autotune.campaign",
     "CampaignResult": "autotune.local.session",
+    "Extension": "autotune.store.campaigns",
     "MongoStore": "autotune.store.mongo",
     "Space": "autotune.space",
     "Trial": "autotune.trial",
+    "cancel": "autotune.local.steering",
+    "enqueue": "autotune.local.steering",
+    "extend": "autotune.local.steering",
     "launch": "autotune.local.session",
     "load_campaign": "autotune.campaign",
     "open_store": "autotune.store.mongo",
     "parse_space": "autotune.space",
+    "pause": "autotune.local.steering",
     "resume": "autotune.local.session",
+    "retry": "autotune.local.steering",
 }
 
 __all__ = [
     "AutotuneError",
     "Campaign",
     "CampaignResult",
+    "Extension",
     "MongoStore",
     "Space",
     "Trial",
+    "cancel",
+    "enqueue",
+    "extend",
     "launch",
     "load_campaign",
     "open_store",
     "parse_space",
+    "pause",
     "resume",
+    "retry",
 ]
 
 
