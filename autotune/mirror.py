@@ -64,6 +64,9 @@ class Curves:
         """Return number -> curve of the schedule's metric, smaller is better, of all trials that reported it."""
         metric = (record.spec.get("schedule") or {}).get("metric") or record.metric
         sign = -1.0 if metric["mode"] == "max" else 1.0
+        for trial in trials:
+            if trial.state in ACTIVE_STATES:
+                self._ended.pop(trial.number, None)  # it was retried
         wanted = [t for t in trials if t.number not in self._ended and t.state is not TrialState.QUEUED]
         found = self._store.reports.curves(self._campaign, [t.number for t in wanted])
         curves = dict(self._ended)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from autotune.errors import LeaseLostError, NotFoundError, StoreError, StoreSetupError, StoreUnreachableError
 from autotune.lifecycle import RetryPolicy
 from autotune.store.artifacts import Reference
-from autotune.trial import Cause, Failure
+from autotune.trial import Cause, Failure, Lease
 from workers.checkpoints.carrier import Carrier
 from workers.ending import Ended
 from workers.journal import AttemptJournal, Entry, Journal
 from workers.lease import Held
-from workers.reports import ReportSender
+from workers.reports import BestReported, ReportSender
 
 if TYPE_CHECKING:
     from autotune.store.mongo import MongoStore
@@ -115,7 +115,9 @@ class Delivery:
 
     def _keep_checkpoint(self, failure: Failure) -> None:
         """Keep the state of a trial that is given back: the next attempt goes on from there."""
-        reference = self._carry() if failure.cause in _GIVEN_BACK else None
+        if failure.cause not in _GIVEN_BACK:
+            return
+        reference = self._carry() or self._carrier.reference  # carried before: the store may not know it yet
         if reference is not None:
             self._store.trials.keep_checkpoint(self._held.lease, reference.document())
 
@@ -262,12 +264,20 @@ def _deliver_entry(store: MongoStore, entry: Entry) -> None:
             if entry.result is None:
                 raise
     if entry.result is not None:
-        store.trials.finish(entry.lease, entry.result, entry.timing)
+        store.trials.finish(entry.lease, entry.result, entry.timing, rung_score=_rung_score(store, entry.lease))
     elif entry.failure is not None:
         policy = policy_of(store.campaigns.get(entry.lease.campaign).spec)
         store.trials.end_attempt(
             entry.lease, entry.failure, process_killed=entry.process_killed, timing=entry.timing, policy=policy
         )
+
+
+def _rung_score(store: MongoStore, lease: Lease) -> float | None:
+    """Return what a trial is compared by at its rung, from the reports in the store; for after they are there."""
+    best = BestReported(store.campaigns.get(lease.campaign).spec, store.trials.get(lease.campaign, lease.number))
+    for report in store.reports.curve(lease.campaign, lease.number):
+        best.take(report)
+    return best.value
 
 
 def _entry_names(entry: Entry) -> dict[str, Any]:

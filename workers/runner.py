@@ -171,7 +171,7 @@ class Runner:
         child.ended.wait(_DUMP_S)
         child.terminate(GRACE_S)
         last = self._rest(child)
-        return last if last is not None and "result" in last else None
+        return last if last is not None and ("result" in last or "paused" in last) else None
 
     def _rest(self, child: Child) -> Message | None:
         """Take the reports that an ended child had sent; return its last message, or None when it died without one."""
@@ -205,10 +205,20 @@ class Runner:
             raise
         except (StoreError, OSError) as error:
             raise DataError(f"this worker cannot read the checkpoint of trial {self._trial.number}: {error}") from error
+        self._take_earlier_reports()
         return {
             "root": str(self._carrier.own), "earlier": None if earlier is None else str(earlier),
             "target": self._trial.target, "every": (self._spec.get("checkpoints") or {}).get("every"),
         }  # fmt: skip
+
+    def _take_earlier_reports(self) -> None:
+        """Let what earlier attempts reported up to the checkpoint count at the next rung, too."""
+        reference = self._carrier.reference
+        if reference is None:
+            return
+        for report in self._store.reports.curve(self._trial.campaign, self._trial.number):
+            if report.step <= reference.step:
+                self._best.take(report)
 
     def _keep_checkpoint(self, step: int) -> None:
         """Keep a checkpoint that is due by `checkpoints.every`; the others go with the end of the attempt."""

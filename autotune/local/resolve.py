@@ -218,6 +218,8 @@ def _schedule(campaign: Campaign, found: Mapping[str, Any], metric: Mapping[str,
     """
     given = dict(campaign.schedule)
     name = given.pop("metric", None)
+    if name is not None and not isinstance(name, str):
+        raise CampaignError(f"schedule: metric {name!r} is not a name; write metric: loss")
     defaults = found.get("schedule", {})
     settings = schedule_settings(given, {"maximum": defaults.get("maximum")})
     if settings["algorithm"] == "none":

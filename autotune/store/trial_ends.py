@@ -85,7 +85,7 @@ class TrialEnds(TrialReads):
     ) -> bool:
         """Accept a result whose lease ran out, if its attempt is still the trial's last one and nobody has begun."""
         ended = {**attempt, "cause": None, "message": None}
-        return self._move(lease, Event.DELIVER, ran_out_of(lease), fields, ended, {})
+        return self._move(lease, Event.DELIVER, ran_out_of(lease), fields, ended, {}, push)
 
     @mapped
     def end_attempt(

@@ -21,13 +21,14 @@ class TrialSteering(TrialReads):
         Args:
             campaign: Name of the campaign.
             number: Number of the trial.
-            rung: The rung that it works towards from now on; it must wait behind the one before. None: as it was.
+            rung: The rung that it works towards from now on; it must wait behind the one before. 0: it goes on at the
+                first one. None: as it was.
             target: Step at which it is paused there; None: it trains to its own end.
         """
         fields: dict[str, object] = {"target": target}
         if rung is None:
             return self._moved(campaign, number, Event.PROMOTE, fields)
-        return self._moved(campaign, number, Event.PROMOTE, {**fields, "rung": rung}, {"rung": rung - 1})
+        return self._moved(campaign, number, Event.PROMOTE, {**fields, "rung": rung}, {"rung": max(0, rung - 1)})
 
     @mapped
     def prune(self, campaign: str, number: int) -> bool:
@@ -42,10 +43,22 @@ class TrialSteering(TrialReads):
     def retry(self, campaign: str, numbers: Sequence[int]) -> list[int]:
         """Queue failed and cancelled trials again, with a clean record; return the numbers of those that were.
 
-        Their attempts stay. What they had counted towards `lifecycle.RetryPolicy` is forgotten.
+        Their attempts stay. What they had counted towards `lifecycle.RetryPolicy` is forgotten, and
+        so is the score of a rung that they had come to but were not promoted from: it is taken again.
         """
+        return [n for n in numbers if self._retry(campaign, n)]
+
+    def _retry(self, campaign: str, number: int) -> bool:
         fields = {"ends": {}, "alone": False, "ended_at": None, "score": None, "metrics": {}, "facts": {}}
-        return [n for n in numbers if self._moved(campaign, n, Event.RETRY, fields)]
+        below = {"$cond": [{"$gt": ["$rung", 0]}, {"$slice": ["$rung_scores", {"$max": [1, "$rung"]}]}, []]}
+        done = self._trials.update_one(
+            {"campaign": campaign, "number": number, "state": {"$in": sources(Event.RETRY)}},
+            [
+                {"$set": {"state": str(target(Event.RETRY)), "lease": None, "rung_scores": below}},
+                {"$set": {key: literal(value) for key, value in fields.items()}},
+            ],
+        )
+        return done.modified_count == 1
 
     def _moved(
         self,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import json
+import math
 import multiprocessing
 import os
 import resource
@@ -14,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -259,6 +262,53 @@ def burst(trial: Trial) -> float:
     for step in range(5_000):
         trial.report(step, loss=float(step))
     return 1.0
+
+
+def resumable(trial: Trial) -> float:
+    """Lose one part in a hundred a step down to x squared; keep the state, and write down the steps it trains."""
+    trained: list[int] = []
+    if (kept := trial.checkpoint.load()) is not None:
+        trained = json.loads((kept / "state.json").read_text())
+    for step in range(len(trained) + 1, trial.params["steps"] + 1):
+        _train_step(trial, step)
+        trained.append(step)
+        trial.report(step, loss=loss_at(trial, step))
+        if trial.checkpoint.wanted(step):
+            trial.checkpoint.save(step, partial(_write_state, trained))
+    if trained != list(range(1, trial.params["steps"] + 1)):
+        raise RuntimeError(f"the state was not that of its step: {trained}")
+    return loss_at(trial, trial.params["steps"])
+
+
+def forgetful(trial: Trial) -> float:
+    """Train as `resumable` does, and know nothing of checkpoints."""
+    for step in range(1, trial.params["steps"] + 1):
+        _train_step(trial, step)
+        trial.report(step, loss=loss_at(trial, step))
+    return loss_at(trial, trial.params["steps"])
+
+
+def loss_at(trial: Trial, step: int) -> float:
+    """Return the loss of a step of `resumable`: it falls by the same for all, so that no rung changes the order."""
+    odd = trial.params.get("not_a_number", {}).get(str(trial.number))
+    if odd is not None and step >= odd:
+        return math.nan
+    return float(trial.params["x"]) ** 2 + 1.0 + trial.params.get("slope", -0.01) * step
+
+
+def _train_step(trial: Trial, step: int) -> None:
+    """Take the time of a step, and write it down; fail where the parameter ``fail`` says so (number -> step)."""
+    _NEVER.wait(trial.params["seconds"])
+    if trial.params.get("fail", {}).get(str(trial.number)) == step:
+        raise ValueError("fails at this step")
+    if not trial.params.get("folder"):
+        return
+    with Path(trial.params["folder"], f"steps-{trial.number}").open("a") as file:
+        file.write(f"{trial.attempt} {step} {time.monotonic()}\n")
+
+
+def _write_state(trained: list[int], folder: Path) -> None:
+    (folder / "state.json").write_text(json.dumps(trained))
 
 
 def _mark(trial: Trial) -> None:
