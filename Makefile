@@ -1,5 +1,5 @@
 # make demo   sets up .venv and runs a small scVI campaign on simulated cells (DATA=/path/to.h5ad: on those)
-# make test   sets up .venv and runs all tests
+# make test   sets up .venv and runs all tests, 4 files at a time (JOBS=1: one after the other)
 # make setup  sets up .venv alone: all extras and the tools for development
 # make check  what CI runs: make test, then style and types
 # make bench  the benchmarks
@@ -12,6 +12,7 @@ READY := $(VENV)/.ready
 DATA ?=
 DEMO_HOME ?= $(CURDIR)/.demo
 PYTEST_ARGS ?=
+JOBS ?= 4
 SCENARIOS ?=
 
 .PHONY: setup demo test static check bench chaos clean
@@ -29,7 +30,7 @@ demo: $(READY)
 	@AUTOTUNE_DEMO_HOME='$(DEMO_HOME)' BIN='$(CURDIR)/$(BIN)' DATA='$(DATA)' bash examples/demo.sh
 
 test: $(READY)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 static: $(READY)
 	$(BIN)/ruff check .
