@@ -76,7 +76,7 @@ def configure(stream: TextIO | None = None, level: int = logging.INFO) -> None:
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
-    return {k: v for k, v in vars(record).items() if k not in _STANDARD}
+    return {k: v for k, v in vars(record).items() if k not in _STANDARD and not k.startswith("_")}
 
 
 def _one_line(record: logging.LogRecord) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ from autotune.errors import StoreSetupError
 from autotune.store import embedded
 from autotune.store.base import CampaignRecord
 from autotune.store.mongo import MongoStore
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+# a run in the background begins with SIGINT ignored, and what it starts would inherit that
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -81,7 +81,18 @@ def _mappings(document: Mapping[str, Any], name: str) -> dict[str, Mapping[str, 
 
 def _spec(document: Mapping[str, Any]) -> Mapping[str, Any]:
     spec: Mapping[str, Any] = _get(document, "spec", Mapping)
-    for section in ("data", "split", "search", "fixed", "lease", "failures", "budget"):
+    for section in (
+        "data",
+        "split",
+        "search",
+        "schedule",
+        "checkpoints",
+        "fixed",
+        "lease",
+        "failures",
+        "limits",
+        "budget",
+    ):
         _get(spec, section, (Mapping, type(None)), None)
     return spec
 

@@ -24,7 +24,7 @@ CASES: list[tuple[dict[str, object], str]] = [
     ({"space": "default"}, "has no default space"),
     ({"search": {"algorithm": "tpee"}}, "did you mean 'tpe'?"),
     ({"search": {"algorithm": "grid"}}, "grid"),
-    ({"schedule": {"algorithm": "fast"}}, "schedule: unknown algorithm 'fast'"),
+    ({"schedule": {"algorithm": "fast"}}, "unknown schedule 'fast'"),
     ({"metric": None}, "key 'metric' is missing"),
     ({"metric": {"name": "loss", "mode": "least"}}, "metric.mode"),
     ({"name": "a name"}, "name: use up to 80 letters"),

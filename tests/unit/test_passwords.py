@@ -201,12 +201,14 @@ def test_the_table_of_rights() -> None:
     order = [WRITES[role] for role in (Role.READER, Role.WORKER, Role.COORDINATOR)]
     for less, more in pairwise(order):
         assert all(set(actions) <= set(more[name]) for name, actions in less.items())
-    assert set(WRITES[Role.WORKER]) == {"trials", "reports", "workers"}
+    checkpoints = {"artifacts.files", "artifacts.chunks", "artifacts.pushes"}
+    assert set(WRITES[Role.WORKER]) == {"trials", "reports", "workers"} | checkpoints
+    assert not any("remove" in WRITES[Role.WORKER][name] for name in ("artifacts.files", "artifacts.chunks"))
     assert WRITES[Role.WORKER]["trials"] == ("update",)
     for role in Role:
         for privilege in privileges(role, "lab"):
             assert privilege["resource"]["db"] == "lab"
             allowed = {"find", "changeStream", "listCollections", "listIndexes", "insert", "update"}
-            if privilege["resource"]["collection"].startswith(("datasets.", "leaders")):
+            if privilege["resource"]["collection"].startswith(("datasets.", "artifacts.", "leaders")):
                 allowed |= {"remove", "createIndex"}
             assert set(privilege["actions"]) <= allowed

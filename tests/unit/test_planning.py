@@ -86,19 +86,19 @@ OUT = Budget(max_trials=5, max_s=10, used_s=11)
 )
 def test_a_budget_in_time_ends_the_campaign(states: list[TrialState], state: CampaignState, message: str) -> None:
     trials = [make(n, s) for n, s in enumerate(states)]
-    todo = plan(trials, budget=OUT, idle_slots=4)
+    todo = plan(trials, budget=OUT)
     assert todo == Plan(end=state, message="the budget of 0.002778 hours is used up" + message)
 
 
 def test_a_campaign_whose_trials_have_all_ended_is_not_out_of_time() -> None:
     trials = [make(n, F) for n in range(5)]
-    assert plan(trials, budget=OUT, idle_slots=4) == Plan(end=CampaignState.FINISHED)
+    assert plan(trials, budget=OUT) == Plan(end=CampaignState.FINISHED)
 
 
 def test_a_trial_counts_once_however_often_it_was_tried() -> None:
     tried = [attempt(100 - n, 99 - n, cause="out-of-memory") for n in range(3)]
     trials = [make(0, Q, *tried), make(1, F, *tried), make(2, R, *tried)]
-    assert plan(trials, budget=Budget(max_trials=5), idle_slots=9) == Plan(propose=2)
+    assert plan(trials, budget=Budget(max_trials=5)) == Plan(remaining=2)
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ def test_nothing_is_proposed_beyond_a_budget(
     budget = Budget(
         max_trials=8, max_s=1e5, max_device_s=1e5, used_s=used_s, device_s=device_s, devices=devices
     )  # fmt: skip
-    todo = plan([make(n, s) for n, s in enumerate(states)], budget=budget, idle_slots=3)
+    todo = plan([make(n, s) for n, s in enumerate(states)], budget=budget)
     assert budget.left_s >= 0
     assert (budget.spent is None) == (used_s < 1e5 and device_s < 1e5)
     if budget.spent is not None:
-        assert todo.propose == 0
+        assert todo.remaining == 0
         assert todo.end is not None
