@@ -162,10 +162,11 @@ def read_uri(uri: str) -> Target:
     Raises:
         InputError: If it is not a URI of MongoDB.
     """
-    if "@" in re.sub(r"^[^/]*//[^/?]*", "", uri):
+    empty_password = re.match(r"^[^/]*//[^/?@]*:@", uri)  # more likely one that begins with @, and no host behind it
+    if empty_password or "@" in re.sub(r"^[^/]*//[^/?]*", "", uri):
         raise InputError(
-            "the store's URI is not usable: its user or password holds a character that has a meaning in a URI; "
-            "write such characters percent-encoded, for example @ as %40 and / as %2F"
+            "the store's URI is not usable: its password is empty, or it or the user holds a character that has a "
+            "meaning in a URI; write such characters percent-encoded, for example @ as %40 and / as %2F"
         )
     try:
         with warnings.catch_warnings():

@@ -84,6 +84,8 @@ def test_encoded_passwords(left: str, right: str, encode: Callable[..., str]) ->
     ODD,
 )
 def test_malformed_uris(form: str, odd: str) -> None:
+    if form.endswith("user:{}"):
+        odd = odd.replace("@", "")  # what follows it is the name of a host
     assert SECRET not in shown_of(form.format(odd + SECRET))
     assert SECRET not in shown_of(form.format(quote(odd, safe="") + SECRET + quote(odd, safe="")))
 
