@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from autotune.errors import StoreSetupError
 from autotune.store import embedded
 from autotune.store.base import CampaignRecord
 from autotune.store.mongo import MongoStore
 
+settings.register_profile("autotune", parent=settings(), deadline=None)  # machines that run tests are busy
+settings.load_profile("autotune")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # a run in the background begins with SIGINT ignored, and what it starts would inherit that
 
