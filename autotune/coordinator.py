@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING
 
 from autotune.clock import Clock, SystemClock
 from autotune.errors import DuplicateError, StateError, StoreError, StoreUnreachableError
-from autotune.mirror import Curves, Mirror
+from autotune.mirror import Curves, Members, Mirror
 from autotune.planning import (
     Budget,
     Plan,
     device_use,
     idle_slots,
-    members,
     observations,
     plan,
     rung_observations,
@@ -75,6 +74,7 @@ class Coordinator:
         self._space: Space | None = None
         self._search: Search | None = None
         self._schedule: Schedule | None = None
+        self._members = Members()
         self._curves = Curves(store, campaign)
         self._retention = Retention(store, self._clock)
         self._exhausted = False
@@ -169,7 +169,8 @@ class Coordinator:
         """Carry out what the schedule says: proposals, promotions, and ends of trials that wait in vain."""
         schedule = self._schedule = self._schedule or make_schedule(schedule_of(record.spec))
         self._stop_hopeless(record, schedule, trials)
-        seen = members(trials, schedule_mode(record))
+        seen = self._members.of(trials, schedule_mode(record))
+        rungs = {member.number: member.rung for member in seen}
         proposals: list[Propose] = []
         no_room = self._retention.holds(record, trials)
         for action in schedule.actions(seen, idle=idle, remaining=todo.remaining):
@@ -180,7 +181,7 @@ class Coordinator:
                 target = target_of(schedule, action.resource)
                 if self._store.trials.promote(self._name, action.number, action.rung, target):
                     _log.info("promoted", extra={"action": "promote", **names})
-            elif self._store.trials.prune(self._name, action.number):
+            elif self._store.trials.prune(self._name, action.number, rungs[action.number]):
                 _log.info("pruned", extra={"action": "prune", "campaign": self._name, "number": action.number})
         if proposals and self._space is not None:
             self._propose(record, self._space, trials, proposals)

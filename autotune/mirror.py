@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from autotune.schedule import Curve
+from autotune.planning import members
+from autotune.schedule import Curve, Member
 from autotune.store.base import CampaignRecord
 from autotune.trial import ACTIVE_STATES, Trial, TrialState
 
@@ -50,6 +51,26 @@ class Mirror:
     def forget(self) -> None:
         """Read everything anew at the next refresh: another coordinator wrote."""
         self._fresh = True
+
+
+class Members:
+    """What a schedule sees of the trials: the same object for one that has not changed, which schedules go by."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Trial, Member]] = {}
+
+    def of(self, trials: Sequence[Trial], mode: str) -> list[Member]:
+        """Return `planning.members` of the trials.
+
+        Args:
+            trials: The trials; one that was not read again is the same object as before.
+            mode: ``min`` or ``max``, of the schedule's metric.
+        """
+        changed = [t for t in trials if t.number not in self._known or self._known[t.number][0] is not t]
+        for trial, member in zip(changed, members(changed, mode), strict=True):
+            _, before = self._known.get(trial.number, (trial, member))
+            self._known[trial.number] = trial, before if before == member else member
+        return [self._known[t.number][1] for t in trials]
 
 
 class Curves:

@@ -141,7 +141,7 @@ def _counts(campaign: CampaignRecord, trials: Sequence[Trial]) -> str:
 def _pruned(trials: Sequence[Trial]) -> str:
     if not any(trial.state is TrialState.PRUNED for trial in trials):
         return ""
-    return "Pruned trials stand after the finished ones: their scores are of shorter trainings."
+    return "Pruned trials stand after the finished ones: they were not trained to their end."
 
 
 def _idle(trials: Sequence[Trial]) -> str:

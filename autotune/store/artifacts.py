@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -42,17 +41,15 @@ class Reference:
         size: Bytes of the archive.
         step: Steps trained when it was written.
         url: Where it is: None for the store's GridFS, else the campaign's ``checkpoints.url``.
-        at: When the reference was written, on the database's clock; None before.
     """
 
     sha256: str
     size: int
     step: int
     url: str | None = None
-    at: datetime | None = None
 
     def document(self) -> dict[str, Any]:
-        """Return it as a trial's document holds it, without ``at``, which the write itself sets by ``$$NOW``."""
+        """Return it as a trial's document holds it."""
         return {"sha256": self.sha256, "size": self.size, "step": self.step, "url": self.url}
 
     @classmethod
@@ -70,7 +67,6 @@ class Reference:
             size=int(document["size"]),
             step=int(document["step"]),
             url=document.get("url"),
-            at=document.get("at"),
         )
 
 

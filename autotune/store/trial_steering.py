@@ -31,10 +31,17 @@ class TrialSteering(TrialReads):
         return self._moved(campaign, number, Event.PROMOTE, {**fields, "rung": rung}, {"rung": max(0, rung - 1)})
 
     @mapped
-    def prune(self, campaign: str, number: int) -> bool:
-        """End a paused trial, which its schedule will not promote; return whether this call did it."""
+    def prune(self, campaign: str, number: int, rung: int | None = None) -> bool:
+        """End a paused trial, which its schedule will not promote; return whether this call did it.
+
+        Args:
+            campaign: Name of the campaign.
+            number: Number of the trial.
+            rung: The rung that it must wait behind, as whoever decided this saw it; None: any.
+        """
+        where = {} if rung is None else {"rung": rung}
         done = self._trials.update_one(
-            {"campaign": campaign, "number": number, "state": str(TrialState.PAUSED)},
+            {"campaign": campaign, "number": number, "state": str(TrialState.PAUSED), **where},
             {"$set": {"state": str(target(Event.PRUNE))}, "$currentDate": {"ended_at": True}},
         )
         return done.modified_count == 1

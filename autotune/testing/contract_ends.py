@@ -195,7 +195,8 @@ class EndContract:
         lease = running(store)
         assert not store.trials.prune(CAMPAIGN, 0), "a running one is pruned by its holder alone"
         store.trials.pause(lease)
-        assert store.trials.prune(CAMPAIGN, 0)
+        assert not store.trials.prune(CAMPAIGN, 0, 1), "whoever decided saw it behind another rung"
+        assert store.trials.prune(CAMPAIGN, 0, 0)
         assert not store.trials.prune(CAMPAIGN, 0)
         assert not store.trials.promote(CAMPAIGN, 0)
         trial = store.trials.get(CAMPAIGN, 0)

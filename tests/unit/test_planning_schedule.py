@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autotune.mirror import Members
 from autotune.planning import members, rung_observations, schedule_mode
 from autotune.testing.helpers import campaign_record
 from autotune.trial import Attempt, Trial, TrialState
@@ -51,6 +52,17 @@ def test_members_are_smaller_is_better() -> None:
     assert second.losses == (-3.0,)
     assert second.rung == 1
     assert members(trials, "min")[1].losses == (3.0,)
+
+
+def test_a_trial_that_has_not_changed_is_the_same_member() -> None:
+    """Schedules compare members by identity; a trial that is read again is a new object, and often an equal one."""
+    known = Members()
+    paused, running = make(0, PAUSED, 1.0, None), make(1, RUNNING)
+    before = known.of([paused, running], "min")
+    assert before == members([paused, running], "min")
+    after = known.of([make(0, PAUSED, 1.0, None), make(1, PAUSED, 2.0), make(2, QUEUED)], "min")
+    assert after[0] is before[0]
+    assert after[1:] == members([make(1, PAUSED, 2.0), make(2, QUEUED)], "min")
 
 
 def test_the_highest_rung_with_enough_results_is_modelled() -> None:
