@@ -26,6 +26,7 @@ from autotune.planning import (
     plan,
     rung_observations,
     schedule_mode,
+    spared,
     target_of,
     trial_seed,
 )
@@ -172,10 +173,10 @@ class Coordinator:
         seen = self._members.of(trials, schedule_mode(record))
         rungs = {member.number: member.rung for member in seen}
         proposals: list[Propose] = []
-        no_room = self._retention.holds(record, trials)
-        for action in schedule.actions(seen, idle=idle, remaining=todo.remaining):
+        actions = schedule.actions(seen, idle=idle, remaining=todo.remaining)
+        for action in spared(trials, actions) if self._retention.holds(record, trials) else actions:
             if isinstance(action, Propose):
-                proposals += [] if no_room else [action]
+                proposals.append(action)
             elif isinstance(action, Promote):
                 names = {"campaign": self._name, "number": action.number, "rung": action.rung}
                 target = target_of(schedule, action.resource)

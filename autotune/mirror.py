@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autotune.planning import members
 from autotune.schedule import Curve, Member
 from autotune.store.base import CampaignRecord
-from autotune.trial import ACTIVE_STATES, Trial, TrialState
+from autotune.store.report_tails import ReportTails
+from autotune.trial import ACTIVE_STATES, Report, Trial, TrialState
 
 if TYPE_CHECKING:
     from autotune.store.mongo import MongoStore
@@ -73,30 +75,76 @@ class Members:
         return [self._known[t.number][1] for t in trials]
 
 
+@dataclass(kw_only=True)
+class _Read:
+    """What was read of a trial's reports.
+
+    Attributes:
+        claims: How often it had been claimed: another attempt may begin anew, and its curve is read whole.
+        attempt: The attempt of the last report.
+        step: The last step.
+        curve: None while it has reported other metrics only.
+    """
+
+    claims: int
+    attempt: int
+    step: int
+    curve: Curve | None
+
+
 class Curves:
-    """The reports of a campaign's trials in memory; those of ended trials are read once."""
+    """The reports of a campaign's trials in memory; those of ended trials are read once, of the others what is new.
+
+    A training that goes back to a step that it has reported before is seen to do so when it has ended.
+    """
 
     def __init__(self, store: MongoStore, campaign: str) -> None:
         self._store = store
+        self._tails = ReportTails(store.connection)
         self._campaign = campaign
         self._ended: dict[int, Curve] = {}
+        self._running: dict[int, _Read] = {}
 
     def refresh(self, trials: Sequence[Trial], record: CampaignRecord) -> dict[int, Curve]:
         """Return number -> curve of the schedule's metric, smaller is better, of all trials that reported it."""
         metric = (record.spec.get("schedule") or {}).get("metric") or record.metric
-        sign = -1.0 if metric["mode"] == "max" else 1.0
         for trial in trials:
             if trial.state in ACTIVE_STATES:
                 self._ended.pop(trial.number, None)  # it was retried
-        wanted = [t for t in trials if t.number not in self._ended and t.state is not TrialState.QUEUED]
-        found = self._store.reports.curves(self._campaign, [t.number for t in wanted])
+        wanted = {t.number: t for t in trials if t.number not in self._ended and t.state is not TrialState.QUEUED}
+        self._read_new(wanted, metric)
         curves = dict(self._ended)
-        for trial in wanted:
-            points = [(r.step, sign * r.metrics[metric["name"]]) for r in found.get(trial.number, ())
-                      if metric["name"] in r.metrics]  # fmt: skip
-            if points:
-                steps, losses = zip(*points, strict=True)
-                curves[trial.number] = Curve(steps=steps, losses=losses)
-                if trial.state not in ACTIVE_STATES:
-                    self._ended[trial.number] = curves[trial.number]
+        for number, trial in wanted.items():
+            read = self._running.get(number)
+            if read is None or read.curve is None:
+                continue
+            curves[number] = read.curve
+            if trial.state not in ACTIVE_STATES:
+                self._ended[number] = read.curve
+        self._running = {n: read for n, read in self._running.items() if n in wanted and n not in self._ended}
         return curves
+
+    def _read_new(self, wanted: Mapping[int, Trial], metric: Mapping[str, str]) -> None:
+        known = {n: r for n, r in self._running.items() if n in wanted and r.claims == wanted[n].claims
+                 and wanted[n].state in ACTIVE_STATES}  # fmt: skip
+        tails = self._tails.read(self._campaign, {n: read.step for n, read in known.items()})
+        for number, reports in tails.items():
+            if reports[-1].attempt != known[number].attempt:
+                del known[number]  # another attempt has begun meanwhile
+                continue
+            known[number] = _with(known[number], reports, metric)
+        whole = [n for n in wanted if n not in known]
+        for number, reports in self._store.reports.curves(self._campaign, whole).items():
+            known[number] = _with(_Read(claims=wanted[number].claims, attempt=0, step=-1, curve=None), reports, metric)
+        self._running = known
+
+
+def _with(read: _Read, reports: Sequence[Report], metric: Mapping[str, str]) -> _Read:
+    """Return what was read, and these reports behind it."""
+    sign = -1.0 if metric["mode"] == "max" else 1.0
+    points = [(r.step, sign * r.metrics[metric["name"]]) for r in reports if metric["name"] in r.metrics]
+    curve = read.curve
+    if points:
+        steps, losses = zip(*points, strict=True)
+        curve = Curve(steps=steps, losses=losses) if curve is None else curve.continued(steps, losses)
+    return _Read(claims=read.claims, attempt=reports[-1].attempt, step=reports[-1].step, curve=curve)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from autotune.lifecycle import common_failure
-from autotune.schedule import Member, Schedule, make_schedule, schedule_of
+from autotune.schedule import Action, Member, Promote, Propose, Schedule, make_schedule, schedule_of
 from autotune.search import Observation
 from autotune.store.base import CampaignRecord
 from autotune.trial import ACTIVE_STATES, DETERMINISTIC, CampaignState, Cause, Trial, TrialState
@@ -163,6 +163,18 @@ def members(trials: Iterable[Trial], mode: str) -> list[Member]:
         )
         for t in trials
     ]
+
+
+def spared(trials: Iterable[Trial], actions: Sequence[Action]) -> list[Action]:
+    """Return what of the actions is done while the quota of checkpoints is used up.
+
+    No new trial begins as long as something else is on its way, whose end may make room. Otherwise one does: a rung
+    that waits for its last members would wait for ever.
+    """
+    moving = any(t.state in (TrialState.QUEUED, TrialState.RUNNING) for t in trials)
+    moving = moving or any(isinstance(action, Promote) for action in actions)
+    first = next((i for i, action in enumerate(actions) if isinstance(action, Propose) and not moving), None)
+    return [action for i, action in enumerate(actions) if not isinstance(action, Propose) or i == first]
 
 
 def target_of(schedule: Schedule, resource: int | None) -> int | None:

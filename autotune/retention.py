@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 EVERY_S = 60.0
+TIGHT_EVERY_S = 5.0
+"""Where the quota is nearly used up, it looks that often."""
 TIGHT_GRACE_S = 120.0
 """Where the quota is nearly used up, data that nothing refers to go after so many seconds."""
 
@@ -44,8 +46,9 @@ class Retention:
             trials: Its trials as a coordinator knows them.
         """
         now_s = self._clock.monotonic_s()
-        due = self._looked_s is None or now_s - self._looked_s >= EVERY_S
-        if due and any(t.checkpoint is not None for t in trials):
+        calm = self._pressure is Pressure.NONE
+        due = self._looked_s is None or now_s - self._looked_s >= (EVERY_S if calm else TIGHT_EVERY_S)
+        if due and (not calm or any(t.checkpoint is not None for t in trials)):
             self._looked_s = now_s
             try:
                 self._look(record, trials)
@@ -80,7 +83,7 @@ class Retention:
         found = pressure(artifacts.usage(), quota) if tight else Pressure.NONE
         if found is Pressure.HOLD and self._pressure is not Pressure.HOLD:
             full = {"action": "quota", "campaign": record.name}
-            _log.warning("the quota of checkpoints is used up (checkpoints.max_gb): no new trials begin", extra=full)
+            _log.warning("the quota of checkpoints is used up (checkpoints.max_gb): new trials wait", extra=full)
         self._pressure = found
 
 

@@ -17,6 +17,7 @@ from workers import objectives, outcome
 from workers.channel import Channel, Message
 from workers.checkpoints.keeper import Keeper
 from workers.devices import THREAD_VARIABLES
+from workers.outbox import Outbox
 from workers.reporting import NoCheckpoint, Trial, TrialStopped
 
 
@@ -25,7 +26,7 @@ class Sender:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._lock = threading.Lock()
+        self._outbox = Outbox(channel.fileno())
         self._stop_reason: str | None = None
         self.keeper: Keeper | None = None
 
@@ -46,7 +47,7 @@ class Sender:
         Raises:
             TrialStopped: If the agent asked for it.
         """
-        self.send({"report": step, "metrics": dict(metrics)})
+        self._outbox.send({"report": step, "metrics": dict(metrics)})
         if self._stop_reason is not None:
             raise TrialStopped(self._stop_reason)
         if self.keeper is not None:
@@ -54,12 +55,12 @@ class Sender:
 
     def saved(self, step: int, folder: Path) -> None:
         """Tell the agent of a checkpoint."""
-        self.send({"checkpoint": step, "folder": str(folder)})
+        self._outbox.send({"checkpoint": step, "folder": str(folder)})
 
     def send(self, message: Message) -> None:
-        """Send a message; one thread at a time."""
-        with self._lock:
-            self._channel.send(message)
+        """Send a message behind all others; return when it is with the agent."""
+        self._outbox.send(message)
+        self._outbox.flush()
 
 
 def main(channel: Channel, request: Mapping[str, Any]) -> int:
@@ -67,7 +68,8 @@ def main(channel: Channel, request: Mapping[str, Any]) -> int:
 
     Args:
         channel: The channel to the agent.
-        request: ``{"spec": ..., "metric": {"name", "mode"}, "trial": {...}}``.
+        request: ``{"spec": ..., "metric": {"name", "mode"}, "trial": {...}}``, and where the task is not ``run`` also
+            ``"task"`` with what it needs (`workers.objectives.Objective.perform`).
     """
     sender = Sender(channel)
     kept = request.get("checkpoint") or {}
@@ -88,11 +90,11 @@ def main(channel: Channel, request: Mapping[str, Any]) -> int:
         metric = request["metric"]
         trial = Trial(
             **request["trial"], metric=metric["name"], mode=metric["mode"], data=objective.data, send=sender.report,
-            checkpoint=NoCheckpoint() if keeper is None else keeper,
+            schedule_metric=_schedule_metric(request["spec"]), checkpoint=NoCheckpoint() if keeper is None else keeper,
         )  # fmt: skip
         seed_generators(trial.seed)
         started_s = time.monotonic()
-        returned = objective.run(trial)
+        returned = objective.perform(request, trial)
         timing["run_s"] = time.monotonic() - started_s
         if keeper is not None and keeper.paused_at is not None:
             raise TrialStopped("the objective went on after its trial was paused")
@@ -108,6 +110,11 @@ def main(channel: Channel, request: Mapping[str, Any]) -> int:
     plain = {"score": result.score, "metrics": dict(result.metrics), "facts": dict(result.facts)}
     sender.send({"result": plain, "timing": {**timing, **gpu_memory()}})
     return 0
+
+
+def _schedule_metric(spec: Mapping[str, Any]) -> str:
+    """Return the name of the metric that the campaign's schedule compares, or nothing."""
+    return str(((spec.get("schedule") or {}).get("metric") or {}).get("name", ""))
 
 
 def seed_generators(seed: int) -> None:

@@ -12,6 +12,7 @@ from autotune.lifecycle import RetryPolicy
 from autotune.store.artifacts import Reference
 from autotune.trial import Cause, Failure, Lease
 from workers.checkpoints.carrier import Carrier
+from workers.checkpoints.uploads import Uploads
 from workers.ending import Ended
 from workers.journal import AttemptJournal, Entry, Journal
 from workers.lease import Held
@@ -37,16 +38,19 @@ class Delivery:
         journal: Keeps on disk what the store could not take; what is left there when the worker ends is delivered by
             the next one.
         carrier: Carries the attempt's checkpoint.
+        uploads: What may use the carrier until now.
         policy: How often the trial is tried again.
         stop: Set when the worker must end.
     """
 
     def __init__(
         self,
+        *,
         store: MongoStore,
         held: Held,
         journal: AttemptJournal,
         carrier: Carrier,
+        uploads: Uploads,
         policy: RetryPolicy,
         stop: threading.Event,
     ) -> None:
@@ -54,6 +58,7 @@ class Delivery:
         self._held = held
         self._journal = journal
         self._carrier = carrier
+        self._uploads = uploads
         self._policy = policy
         self._stop = stop
 
@@ -70,6 +75,7 @@ class Delivery:
             StoreError: If the store answers but refuses the end.
         """
         self._held.ending.set()
+        self._uploads.abandon()
         sender.end()
         safe = _Later(KEEP_AFTER_S, lambda: self._keep(ended, sender))
         if ended.result is not None or not self._held.lost.is_set():
@@ -99,7 +105,7 @@ class Delivery:
             _log.info("finished", extra={"action": "finish", **extra, "score": result.score})
         elif ended.paused is not None:
             step = ended.paused.step
-            reference = self._carry() or self._carrier.reference
+            reference = self._carried()
             checkpoint = None if reference is None else reference.document()
             message = f"paused at step {step}"
             self._store.trials.pause(
@@ -117,23 +123,31 @@ class Delivery:
         """Keep the state of a trial that is given back: the next attempt goes on from there."""
         if failure.cause not in _GIVEN_BACK:
             return
-        reference = self._carry() or self._carrier.reference  # carried before: the store may not know it yet
+        reference = self._carried()
         if reference is not None:
             self._store.trials.keep_checkpoint(self._held.lease, reference.document())
 
-    def _carry(self) -> Reference | None:
-        """Keep the newest checkpoint where the campaign keeps them; one that nobody takes is lost, the trial is not.
+    def _carried(self) -> Reference | None:
+        """Keep the newest checkpoint where the campaign keeps them; return its reference, None if there is none.
+
+        One that was kept before may not be known to the store yet: it is looked for, since after a long outage it may
+        have been taken for abandoned. A checkpoint that nobody takes is lost, the trial is not.
 
         Raises:
             StoreUnreachableError: If the store is away.
         """
-        try:
-            return self._carrier.carry()
-        except StoreUnreachableError:
-            raise
-        except (StoreError, OSError) as error:
-            _log.error("a checkpoint was not kept: %s", error, extra={"action": "checkpoint-lost", **names(self._held)})
-            return None
+        self._uploads.end()
+        for action in ("checkpoint-again", "checkpoint-lost"):
+            try:
+                found = self._carrier.carry()
+                if found is None and self._carrier.reference is not None:
+                    found = self._carrier.reference if self._carrier.is_there() else self._carrier.carry()
+                return found
+            except StoreUnreachableError:
+                raise
+            except (StoreError, OSError) as error:
+                _log.error("a checkpoint was not kept: %s", error, extra={"action": action, **names(self._held)})
+        return self._carrier.reference  # an older one, if there is any
 
     def _write_reports(self, sender: ReportSender, *, has_result: bool) -> None:
         """Write the reports that are left; those that the store refuses must not hold up the end."""

@@ -138,6 +138,8 @@ class Trial:
         threads: Number of CPU threads that this trial may use.
         metric: Name of the campaign's metric.
         mode: ``"min"`` or ``"max"``.
+        schedule_metric: Name of the reported metric by which a schedule compares trials while they train; empty where
+            every trial trains to its end.
         data: What the workload's `prepare` returned, shared by the trials of a host; read only.
         checkpoint: Where the training keeps its state for a later attempt.
     """
@@ -153,6 +155,7 @@ class Trial:
     threads: int = 1
     metric: str = "loss"
     mode: str = "min"
+    schedule_metric: str = ""
     data: Any = None
     send: Callable[[int, Mapping[str, float]], None] = _ignore
     checkpoint: Checkpoint = field(default=NoCheckpoint(), compare=False)

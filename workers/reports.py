@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from autotune.errors import LeaseLostError, StoreUnreachableError
+from autotune.schedule import step_before
 from autotune.trial import Report, Trial
 from workers.journal import AttemptJournal
 from workers.lease import Held
@@ -24,7 +25,9 @@ MAX_PENDING = 10_000
 
 
 class BestReported:
-    """The best value of the schedule's metric that a trial has reported, its earlier rungs included.
+    """What a trial is compared by at its rung: the best value of the schedule's metric, earlier rungs included.
+
+    None if it reported the metric on its way from the rung before, and never as a finite number: it diverged.
 
     Args:
         spec: The campaign file as plain values.
@@ -36,13 +39,25 @@ class BestReported:
         self._name = metric.get("name")
         self._better = max if metric.get("mode") == "max" else min
         earlier = [score for score in trial.rung_scores if score is not None]
-        self.value: float | None = self._better(earlier) if earlier else None
+        self._best: float | None = self._better(earlier) if earlier else None
+        self._since = step_before(spec, trial.rung, trial.target)
+        self._finite = self._odd = False
+
+    @property
+    def value(self) -> float | None:
+        """The best value so far, or None."""
+        return None if self._odd and not self._finite else self._best
 
     def take(self, report: Report) -> None:
-        """Take in a report; what is no finite number does not count."""
+        """Take in a report; what is no finite number is never the best."""
         value = report.metrics.get(self._name) if self._name is not None else None
-        if value is not None and math.isfinite(value):
-            self.value = value if self.value is None else self._better(self.value, value)
+        if value is None:
+            return
+        finite = math.isfinite(value)
+        if finite:
+            self._best = value if self._best is None else self._better(self._best, value)
+        if report.step > self._since:
+            self._finite, self._odd = self._finite or finite, self._odd or not finite
 
 
 class ReportSender:

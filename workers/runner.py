@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from autotune.errors import DataError, LeaseLostError, StoreError, StoreUnreachableError
+from autotune.errors import DataError, StoreError, StoreUnreachableError
+from autotune.store.artifacts import Reference
 from autotune.trial import Cause, Failure, Lease, Report, Trial, TrialState
 from workers.channel import Message
 from workers.checkpoints.carrier import Carrier
+from workers.checkpoints.uploads import Uploads
 from workers.children import Children
 from workers.delivery import Delivery, policy_of
 from workers.devices import Slot
 from workers.ending import Ended, Paused, cause_of_death, failure_of, kernel_oom_kills, result_of
 from workers.journal import AttemptJournal
 from workers.lease import Held
+from workers.objectives import task_of
 from workers.reports import BestReported, ReportSender
 from workers.stopping import StopRequest
 from workers.training import Child
@@ -80,6 +84,8 @@ class Runner:
         self._best = BestReported(self._spec, trial)
         self._asked = False
         self._reports = ReportSender(store, held, journal)
+        self._uploads = Uploads(carrier, held, self._refer_to, self._has_room)
+        self._looked_s = -math.inf
         self._watchdog = Watchdog(started_s=0.0, frozen_s=0.0)
         self._verdict: Verdict | None = None
         self.refusal: str | None = None
@@ -107,12 +113,14 @@ class Runner:
             if child.peak_rss_kb is not None:
                 timing["peak_rss_mb"] = child.peak_rss_kb / 1024
             delivery = Delivery(
-                self._store, self._held, self._journal, self._carrier, policy_of(self._spec), self._stop
-            )
+                store=self._store, held=self._held, journal=self._journal, carrier=self._carrier,
+                uploads=self._uploads, policy=policy_of(self._spec), stop=self._stop,
+            )  # fmt: skip
             rounded = {k: round(v, 4) for k, v in timing.items()}
             ended = replace(ended, timing=rounded, rung_score=self._best.value)
             delivery.deliver(ended, self._reports)
         finally:
+            self._uploads.abandon()
             self._reports.close()
             child.terminate(GRACE_S)
             child.close()
@@ -122,6 +130,7 @@ class Runner:
         trial = self._trial
         fixed = self._spec.get("fixed") or {}
         return {
+            **task_of(self._spec),
             "spec": dict(self._spec),
             "metric": dict(self._metric),
             "trial": {
@@ -153,17 +162,24 @@ class Runner:
             if message is not None and not self._took_report(message):
                 child.ended.wait(_POLITE_S)
                 return message
-            child.trim_log()
             if self._stop.is_set() and not self._asked:
                 self._asked = child.channel.send({"ask": "the worker was stopped"})  # one that keeps its state may end
-            self._verdict = self._watchdog.look(time.monotonic(), stopped=is_stopped(child.pid))
-            if self._verdict is not None:
+            if not self._looks_well(child):
                 return self._put_down(child)
         child.channel.send({"stop": "the lease is gone" if self._held.lost.is_set() else "the worker was stopped"})
         child.ended.wait(_POLITE_S)
         child.terminate(GRACE_S)
         last = self._rest(child)
         return last if last is not None and ("result" in last or "paused" in last) else None
+
+    def _looks_well(self, child: Child) -> bool:
+        """Look after the process, but not at each of thousands of reports; return whether it may go on."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s >= _POLL_S:
+            self._looked_s = now_s
+            child.trim_log()
+            self._verdict = self._watchdog.look(now_s, stopped=is_stopped(child.pid))
+        return self._verdict is None
 
     def _put_down(self, child: Child) -> Message | None:
         """End a training that the watchdog gave up; its log says where it was. A result that it sent counts."""
@@ -222,17 +238,14 @@ class Runner:
 
     def _keep_checkpoint(self, step: int) -> None:
         """Keep a checkpoint that is due by `checkpoints.every`; the others go with the end of the attempt."""
-        if self._trial.target == step or self._stop.is_set() or self._held.lost.is_set():
-            return
-        try:
-            reference = self._carrier.carry()
-            if reference is not None:
-                self._store.trials.keep_checkpoint(self._lease, reference.document())
-        except LeaseLostError:
-            self._held.lost.set()
-        except (StoreError, OSError) as error:
-            extra = {"action": "checkpoint-waits", "campaign": self._trial.campaign, "number": self._trial.number}
-            _log.warning("%s", error, extra=extra)
+        if self._trial.target != step and not self._stop.is_set():
+            self._uploads.ask()
+
+    def _refer_to(self, reference: Reference) -> None:
+        self._store.trials.keep_checkpoint(self._lease, reference.document())
+
+    def _has_room(self) -> bool:
+        return self._carrier.has_room((self._spec.get("checkpoints") or {}).get("max_gb"))
 
     def _judge(self, child: Child, message: Message | None, ooms: int) -> Ended:
         timing = dict((message or {}).get("timing") or {})

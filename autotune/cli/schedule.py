@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ import click
 from autotune.cli.output import echo_json, echo_table, format_option, store_option
 
 if TYPE_CHECKING:
-    from autotune.schedule.base import Preview, RungTable
+    from autotune.schedule.base import BracketTable, Preview, RungTable
+    from autotune.store.base import CampaignRecord
     from autotune.store.mongo import MongoStore
 
 _SHOWN = 12
@@ -77,11 +79,42 @@ def rungs(name: str, format_: str, store_uri: str | None) -> None:
         click.echo(f"epochs: {spent:,} spent, {saved:,} saved against training every trial to the end")
 
 
+def waiting(store: MongoStore, record: CampaignRecord) -> str | None:
+    """Return what paused trials of a campaign wait for, one line; None if none is paused.
+
+    Args:
+        store: An open store.
+        record: The campaign.
+    """
+    from autotune.planning import members, schedule_mode
+    from autotune.schedule import make_schedule, schedule_of
+
+    schedule = make_schedule(schedule_of(record.spec))
+    return waits(schedule.tables(members(store.trials.heads(record.name), schedule_mode(record))))
+
+
+def waits(tables: Sequence[BracketTable]) -> str | None:
+    """Return in one line which rungs wait for which trials; None if no trial is paused. Pure."""
+    held = [(b.bracket, r) for b in tables for r in b.rungs if r.waiting]
+    if not held:
+        return None
+    parts = [f"bracket {bracket}, rung {r.rung} waits for trials {_numbers(r.waits_for)}"
+             for bracket, r in held if r.waits_for]  # fmt: skip
+    paused = sum(r.waiting for _, r in held)
+    if not parts:
+        return f"paused trials: {paused}; each goes on when it is among the best of its rung"
+    more = f" and {len(parts) - _SHOWN} more rungs" if len(parts) > _SHOWN else ""
+    return "; ".join(parts[:_SHOWN]) + more + f" ({paused} trials paused)"
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:_SHOWN])) + (" ..." if len(numbers) > _SHOWN else "")
+
+
 def _row(bracket: int, s: int, rung: RungTable) -> list[Any]:
-    waits = ", ".join(map(str, rung.waits_for[:_SHOWN])) + (" ..." if len(rung.waits_for) > _SHOWN else "")
     return [
         bracket, rung.rung, rung.resource, rung.planned, rung.members, rung.running, rung.queued, rung.waiting,
-        rung.promoted, rung.pruned, rung.finished, rung.dead, waits or "-",
+        rung.promoted, rung.pruned, rung.finished, rung.dead, _numbers(rung.waits_for) or "-",
     ]  # fmt: skip
 
 

@@ -103,6 +103,8 @@ def status(name: str, format_: str, store_uri: str | None) -> None:
     workers, why = found.pop("workers"), found.pop("reasons")
     found.pop("hint")
     for key, value in found.items():
+        if key == "schedule" and value is None:
+            continue
         if isinstance(value, dict):
             value = ", ".join(f"{k} {shown(v)}" for k, v in value.items()) or "-"
         click.echo(f"{key}: {shown(value)}")
@@ -127,6 +129,7 @@ def _status(store: MongoStore, name: str) -> dict[str, Any]:
         "metric": dict(record.metric),
         "trials": {str(s): n for s, n in sorted(seen.counts.items())},
         "max_trials": record.max_trials,
+        "schedule": _waiting(store, seen),
         "hours": _hours(store, record),
         "best": None if best is None else {"number": best.number, "score": best.score},
         "coordinator": seen.leader,
@@ -141,6 +144,14 @@ def _status(store: MongoStore, name: str) -> dict[str, Any]:
             for w in seen.live
         ],
     }  # fmt: skip
+
+
+def _waiting(store: MongoStore, seen: Situation) -> str | None:
+    """Return what the schedule waits for, or None; all trials are read only where one is paused."""
+    from autotune.cli.schedule import waiting
+
+    paused = any(t.state is TrialState.PAUSED for t in seen.active)
+    return waiting(store, seen.record) if paused and seen.record.state is CampaignState.RUNNING else None
 
 
 def _hours(store: MongoStore, record: CampaignRecord) -> dict[str, float | None]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,16 +13,14 @@ import numpy as np
 
 from autotune import errors
 from autotune.campaign import Campaign, load_campaign, parse_campaign, resolve_data_path
-from autotune.errors import CampaignError, SpaceError, WorkerError
-from autotune.home import without_store
+from autotune.errors import CampaignError, SpaceError
 from autotune.installed import versions
-from autotune.schedule import schedule_settings
+from autotune.local.inquiry import ask
+from autotune.schedule import schedule_metric, schedule_settings
 from autotune.search import make_search, search_settings
 from autotune.sources import source_hash
 from autotune.space import Space, parse_space
 from autotune.store.base import CampaignRecord
-
-INSPECT_TIMEOUT_S = 3600.0
 
 
 def objective_paths(source: Campaign | Mapping[str, Any] | str | Path) -> tuple[str, ...]:
@@ -110,6 +106,7 @@ def resolve(campaign: Campaign, paths: tuple[str, ...] = ()) -> CampaignRecord:
     Raises:
         InputError: One line that says what is wrong; nothing has been written.
     """
+    _check_sealed(campaign)
     try:
         found = inspect(campaign)
         space = _space(campaign, found)
@@ -120,6 +117,8 @@ def resolve(campaign: Campaign, paths: tuple[str, ...] = ()) -> CampaignRecord:
     metric = _metric(campaign, found)
     schedule = _schedule(campaign, found, metric)
     spec = {**campaign.to_json(), "metric": metric, "search": search, "schedule": schedule, "space": space.to_json()}
+    if campaign.metric is not None and campaign.metric.also:
+        spec["metrics"] = [metric["name"], *campaign.metric.also]
     facts = found.get("facts", {})
     sha256 = facts.get("data", {}).get("sha256")
     if sha256:
@@ -174,24 +173,7 @@ def inspect(campaign: Campaign) -> dict[str, Any]:
     """
     if campaign.is_callable and campaign.data is None:
         return {}
-    done = subprocess.run(
-        [sys.executable, "-m", "workers.inspection"],
-        input=json.dumps(campaign.to_json()),
-        capture_output=True,
-        text=True,
-        env=without_store(os.environ),
-        timeout=INSPECT_TIMEOUT_S,
-        check=False,
-    )
-    try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise WorkerError(f"looking at the campaign's data failed (exit code {done.returncode}): {last}") from None
-    if "error" in answer:
-        kind = getattr(errors, answer["error"], errors.InputError)
-        raise kind(answer["message"])
-    return dict(answer)
+    return ask("workers.inspection", campaign.to_json(), "looking at the campaign's data")
 
 
 def _space(campaign: Campaign, found: Mapping[str, Any]) -> Space:
@@ -216,10 +198,7 @@ def _schedule(campaign: Campaign, found: Mapping[str, Any], metric: Mapping[str,
 
     Its metric is one that is reported while a trial trains: the named one, else the workload's, else the campaign's.
     """
-    given = dict(campaign.schedule)
-    name = given.pop("metric", None)
-    if name is not None and not isinstance(name, str):
-        raise CampaignError(f"schedule: metric {name!r} is not a name; write metric: loss")
+    given = {key: value for key, value in campaign.schedule.items() if key not in ("metric", "mode")}
     defaults = found.get("schedule", {})
     settings = schedule_settings(given, {"maximum": defaults.get("maximum")})
     if settings["algorithm"] == "none":
@@ -230,15 +209,7 @@ def _schedule(campaign: Campaign, found: Mapping[str, Any], metric: Mapping[str,
             f"schedule: maximum is {maximum}, but '{campaign.objective}' trains {known} (fixed.max_epochs); "
             "leave maximum out, or make them equal"
         )
-    reported = defaults.get("metrics", {})
-    if name is None:
-        chosen = defaults.get("metric", metric)
-    elif reported and name not in reported:
-        hint = errors.nearest(name, reported)
-        raise CampaignError(f"schedule: '{campaign.objective}' reports no metric '{name}'{hint}")
-    else:
-        chosen = {"name": str(name), "mode": reported.get(name, metric["mode"])}
-    return {**settings, "metric": dict(chosen)}
+    return {**settings, "metric": schedule_metric(campaign.schedule, metric, defaults)}
 
 
 def _metric(campaign: Campaign, found: Mapping[str, Any]) -> dict[str, str]:
@@ -248,10 +219,25 @@ def _metric(campaign: Campaign, found: Mapping[str, Any]) -> dict[str, str]:
             raise CampaignError("key 'metric' is missing; write metric: {name: loss, mode: min}")
         name = str(found["default_metric"])
         return {"name": name, "mode": str(known[name]["mode"])}
-    name, mode = campaign.metric.name, campaign.metric.mode
-    if known and name not in known:
-        raise CampaignError(f"metric: '{campaign.objective}' has no metric '{name}'{errors.nearest(name, known)}")
+    name = campaign.metric.name
+    for one in (name, *campaign.metric.also):
+        if known and one not in known:
+            raise CampaignError(f"metric: '{campaign.objective}' has no metric '{one}'{errors.nearest(one, known)}")
+    mode = campaign.metric.mode or (str(known[name]["mode"]) if known else None)
+    if mode is None:
+        raise CampaignError(
+            f"metric: which way is {name} better? write metric: {{name: {name}, mode: min}}, or mode: max"
+        )
     if known and known[name]["mode"] != mode:
         raise CampaignError(f"metric: {name} is better when it is {'smaller' if mode == 'max' else 'larger'}; "
                             f"write mode: {known[name]['mode']}")  # fmt: skip
     return {"name": name, "mode": mode}
+
+
+def _check_sealed(campaign: Campaign) -> None:
+    """Refuse a campaign that would open the test part: only `autotune benchmark` does, when the search is over."""
+    if "unsealed" in (campaign.split or {}):
+        raise CampaignError(
+            "split.unsealed is not for campaign files: the test part stays sealed until the campaign is finished; "
+            "then: autotune benchmark NAME"
+        )

@@ -13,7 +13,7 @@ from autotune.schedule.base import (
     Schedule,
     Verdict,
 )
-from autotune.schedule.settings import make_schedule, schedule_of, schedule_settings
+from autotune.schedule.settings import make_schedule, schedule_metric, schedule_of, schedule_settings, step_before
 
 __all__ = [
     "Action",
@@ -26,6 +26,8 @@ __all__ = [
     "Schedule",
     "Verdict",
     "make_schedule",
+    "schedule_metric",
     "schedule_of",
     "schedule_settings",
+    "step_before",
 ]

@@ -115,6 +115,10 @@ class Curve:
     losses: tuple[float, ...]
     _sums: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
+    def continued(self, steps: tuple[int, ...], losses: tuple[float, ...]) -> Curve:
+        """Return this curve with later reports behind it."""
+        return Curve(steps=self.steps + steps, losses=self.losses + losses)
+
     def best(self) -> float:
         """Return the smallest loss so far; infinite if there is none."""
         return min((loss for loss in self.losses if loss == loss), default=math.inf)

@@ -92,6 +92,62 @@ def schedule_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in (spec.get("schedule") or {}).items() if key != "metric"}
 
 
+def step_before(spec: Mapping[str, Any], rung: int, target: int | None) -> int:
+    """Return the step of the rung before the one that a trial works towards; 0 at the first.
+
+    Levels have the same steps in all brackets. 0 also where the schedule is of a package that is not here.
+
+    Args:
+        spec: The campaign file as plain values.
+        rung: Index of the rung that the trial works towards.
+        target: The step there, or None: its own end.
+    """
+    if rung == 0:
+        return 0
+    try:
+        steps = [step for step in make_schedule(schedule_of(spec)).resources[:-1] if step is not None]
+    except CampaignError:
+        return 0
+    return max((step for step in steps if target is None or step < target), default=0)
+
+
+def schedule_metric(
+    settings: Mapping[str, Any], metric: Mapping[str, str], known: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """Return ``{"name", "mode"}`` of the metric by which a schedule compares trials while they train.
+
+    Args:
+        settings: The ``schedule`` section: ``metric`` is the name of a metric that is reported, ``mode`` says whether
+            it is better smaller (``min``) or larger (``max``).
+        metric: The campaign's.
+        known: What the workload says: ``metric``, its own for this purpose, and ``metrics``, name -> mode.
+
+    Raises:
+        CampaignError: If the workload reports no such metric, the mode is not the one that it has, or there is no way
+            to know it.
+    """
+    known = known or {}
+    reported, name, mode = known.get("metrics") or {}, settings.get("metric"), settings.get("mode")
+    own = dict(known.get("metric") or metric)
+    if name is None:
+        name = own["name"]
+    if not isinstance(name, str) or not name:
+        raise CampaignError(f"schedule: metric {name!r} is not a name; write metric: loss")
+    if mode not in (None, "min", "max"):
+        raise CampaignError(f"schedule: mode {mode!r} is neither min nor max; write mode: min where smaller is better")
+    if reported and name not in reported:
+        raise CampaignError(f"schedule: no metric '{name}' is reported while a trial trains{nearest(name, reported)}")
+    modes = {own["name"]: own["mode"], metric["name"]: metric["mode"], **reported}
+    if name not in modes and mode is None:
+        raise CampaignError(
+            f"schedule: metric '{name}' is not the campaign's, so say what is better: add mode: min or mode: max"
+        )
+    if mode is not None and modes.get(name, mode) != mode:
+        better = "smaller" if mode == "max" else "larger"
+        raise CampaignError(f"schedule: {name} is better when it is {better}; write mode: {modes[name]}")
+    return {"name": name, "mode": modes.get(name) or str(mode)}
+
+
 def _entry_point(name: str) -> EntryPoint:
     found = {point.name: point for point in entry_points(group=GROUP)}
     if name not in found:

@@ -27,6 +27,8 @@ INDEXES = {
 }
 """Indexes of the collections; a worker's user cannot make them, so `autotune store upgrade` should."""
 
+ABANDONED_S = 600.0
+"""A write that was not heard of for so long, of any campaign, was given up; a writer is heard of with each piece."""
 _DROP_AT_ONCE = 256  # chunks
 _BATCH = 4
 
@@ -92,8 +94,9 @@ class GridShelf:
                 removed.append(found["metadata"]["sha256"])
                 self._drop(found["_id"])
             self._pushes.delete_one({"_id": found["_id"]})
-        for push in list(self._pushes.find(_older("$touched_at", grace_s))):
-            if self._pushes.delete_one({"_id": push["_id"], **_older("$touched_at", grace_s)}).deleted_count:
+        abandoned = _older("$touched_at", max(grace_s, ABANDONED_S))
+        for push in list(self._pushes.find(abandoned)):
+            if self._pushes.delete_one({"_id": push["_id"], **abandoned}).deleted_count:
                 self._clear(push["_id"])
         return removed
 

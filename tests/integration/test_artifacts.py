@@ -231,6 +231,27 @@ print("done", flush=True)
 """
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf_grid, "ABANDONED_S", 0.0)
+
+
+def test_a_write_that_goes_on_is_not_taken_for_abandoned(
+    store: MongoStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf_grid, "ABANDONED_S", 600.0)
+    artifacts, other = (Artifacts(store.connection, campaign=name) for name in ("demo", "other"))
+    publish = shelf_grid.GridShelf._publish
+
+    def after_a_collection(self: Any, *arguments: Any) -> None:
+        other.collect([], grace_s=0)
+        publish(self, *arguments)
+
+    monkeypatch.setattr(shelf_grid.GridShelf, "_publish", after_a_collection)
+    reference = artifacts.put(folder_of(tmp_path), step=1)
+    artifacts.fetch(reference, tmp_path / "to")
+
+
 @pytest.mark.parametrize("kind", ["gridfs", "file"])
 def test_a_killed_writer_leaves_nothing_that_can_be_referred_to(store: MongoStore, tmp_path: Path, kind: str) -> None:
     (tmp_path / "shared").mkdir()

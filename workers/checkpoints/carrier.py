@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from autotune.errors import DataError, NotFoundError
-from autotune.store.artifacts import Artifacts, Reference
+from autotune.store.artifacts import Artifacts, Pressure, Reference, pressure
 from workers.checkpoints.folder import Saved, latest
 
 _log = logging.getLogger(__name__)
@@ -100,6 +100,17 @@ class Carrier:
             self._carried = None
             return False
         return True
+
+    def has_room(self, max_gb: float | None) -> bool:
+        """Return whether a checkpoint that nobody needs yet may be kept.
+
+        Args:
+            max_gb: The campaign's ``checkpoints.max_gb``, or None for no bound.
+
+        Raises:
+            StoreError: If the place of the checkpoints does not answer.
+        """
+        return max_gb is None or pressure(self._artifacts.usage(), int(max_gb * 1e9)) is not Pressure.HOLD
 
     def close(self) -> None:
         """Remove the folder of this attempt."""
