@@ -117,7 +117,7 @@ def _run(store: MongoStore, crew: Crew, *, out: str | None, detach: bool, **_: A
         click.echo(f"interrupted; {_how_to_go_on(store, name)}", err=True)
         return exit_codes.INTERRUPTED
     result = result_of(store, name)
-    _show(result, out)
+    _show(store, result, out)
     return _exit_code(result)
 
 
@@ -145,14 +145,15 @@ def _detach(store: MongoStore, crew: Crew) -> int:
     return exit_codes.OK
 
 
-def _show(result: CampaignResult, out: str | None) -> None:
+def _show(store: MongoStore, result: CampaignResult, out: str | None) -> None:
     from autotune.cli.output import console
+    from autotune.cli.report import write
+    from autotune.report.collect import collect
 
-    report = result.report()
+    report = collect(store, result.campaign.name)
     report.show(console())
     if out is not None:
-        for path in report.write(Path(out)):
-            click.echo(f"wrote {path}", err=True)
+        write(report, Path(out))
     if result.campaign.message:
         click.echo(f"{result.campaign.name}: {result.campaign.message}", err=True)
 

@@ -30,7 +30,9 @@ _COMMANDS = {
     "show": ("autotune.cli.query:show", "Show one trial whole, with its curve and its failures."),
     "events": ("autotune.cli.steering:events", "List what was done to a campaign, by whom and when."),
     "replay": ("workers.replay_cli:replay", "Run a finished trial again and compare the scores."),
-    "report": ("autotune.cli.report:report", "Print or write the tables of best and worst configurations."),
+    "benchmark": ("autotune.cli.benchmark:benchmark", "Score default and tuned configuration on the sealed test part."),
+    "best": ("workers.best_cli:best", "Print the best configuration, or save its model."),
+    "report": ("autotune.cli.report:report", "Print the tables of a campaign; write them with figures and a page."),
     "store": ("autotune.cli.store:store", "The store: up, down, status, check, upgrade, users, backup, restore."),
     "data": ("workers.data_cli:data", "Data files in the store: push, list, remove; simulated data."),
 }

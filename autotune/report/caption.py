@@ -8,7 +8,8 @@ from typing import Any
 
 from autotune.report.formatting import number_text, score_text
 from autotune.report.ranking import has_folds, rank
-from autotune.report.tables import dataset, idle_time, is_simulated
+from autotune.report.run_time import idle_time
+from autotune.report.tables import dataset, is_simulated
 from autotune.store.base import CampaignRecord
 from autotune.trial import ACTIVE_STATES, Trial, TrialState
 
@@ -22,7 +23,15 @@ def caption(campaign: CampaignRecord, trials: Sequence[Trial]) -> list[str]:
     """
     said = [trial.metrics[name] for trial in trials if (name := campaign.metric["name"]) in trial.metrics]
     lines = [_simulated(campaign), _score(campaign, said), _best(campaign, trials), _folds(trials)]
-    lines += [_split(campaign), _seen(said), _counts(campaign, trials), _pruned(trials), _idle(trials), _data(campaign)]
+    lines += [
+        _split(campaign),
+        _protocol(campaign),
+        _seen(campaign, said),
+        _counts(campaign, trials),
+        _pruned(trials),
+        _idle(trials),
+        _data(campaign),
+    ]
     return [line for line in [*lines, *_warnings(campaign)] if line]
 
 
@@ -100,7 +109,7 @@ def _split(campaign: CampaignRecord) -> str:
     fractions = split.get("fractions") or {}
     for part in dict.fromkeys([*sizes, *fractions]):
         size, fraction = sizes.get(part), fractions.get(part)
-        if size is None and fraction is None:
+        if (size is None and fraction is None) or (part == "test" and not size and not fraction):
             continue
         shown = f"{100 * fraction:.3g}%" if fraction is not None else ""
         cells = f"{size} cells" if size is not None else ""
@@ -110,13 +119,32 @@ def _split(campaign: CampaignRecord) -> str:
     return f"Split: {', '.join(parts)}."
 
 
-def _seen(said: Sequence[Mapping[str, Any]]) -> str:
+def _protocol(campaign: CampaignRecord) -> str:
+    """Say which cells choose and which ones judge, where the campaign has a test part or follows the 2019 study."""
+    split = campaign.facts.get("split") or {}
+    if split.get("protocol") == "published":
+        return "Protocol published: selected and reported on the same held-out cells, so these scores are optimistic."
+    if not split.get("n_test"):
+        return ""
+    if campaign.evaluation:
+        return "The test part is open: these scores are of a benchmark."
+    if campaign.unsealed_at is not None:
+        return f"The test part has been opened by the benchmark: autotune benchmark {campaign.name}."
+    return "The test part is sealed: no trial has been trained or scored on its cells."
+
+
+def _seen(campaign: CampaignRecord, said: Sequence[Mapping[str, Any]]) -> str:
     """Say that the search chose by these scores."""
+    if campaign.evaluation:
+        return ""
     splits = _distinct(said, "split")
     where = f"the {splits[0]} part" if len(splits) == 1 else "the data of these scores"
     if splits == ["train"]:
         return "The score is of the training part: it does not say how well a configuration does on new data."
-    return f"The search has seen {where}: the best score is optimistic; score the chosen configuration on new data."
+    how = "score the chosen configuration on new data"
+    if (campaign.facts.get("split") or {}).get("n_test"):
+        how = "autotune benchmark scores the chosen configuration on the test part"
+    return f"The search has seen {where}: the best score is optimistic; {how}."
 
 
 def _counts(campaign: CampaignRecord, trials: Sequence[Trial]) -> str:

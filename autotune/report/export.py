@@ -29,12 +29,12 @@ def csv_text(table: pd.DataFrame, label: str | None = None, mark: str | None = N
     return table.to_csv(index=label is not None, index_label=label, na_rep=missing, lineterminator="\n")
 
 
-def write(folder: Path, files: Mapping[str, str]) -> list[Path]:
-    """Write text files; each is there whole or not at all. Returns their paths in order.
+def write(folder: Path, files: Mapping[str, str | bytes]) -> list[Path]:
+    """Write files; each is there whole or not at all. Returns their paths in order.
 
     Args:
         folder: Made where it does not exist; files of these names are replaced.
-        files: Name -> content.
+        files: Name, with ``/`` where it lies deeper -> content.
 
     Raises:
         InputError: If the folder cannot be written.
@@ -47,11 +47,12 @@ def write(folder: Path, files: Mapping[str, str]) -> list[Path]:
         raise InputError(f"cannot write the report to '{folder}': {reason}; choose another folder") from None
 
 
-def _write(path: Path, content: str) -> Path:
+def _write(path: Path, content: str | bytes) -> Path:
     """Write beside `path`, then rename."""
+    path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(content, encoding="utf-8", newline="\n")
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from decimal import Decimal
 from typing import Any
 
 import pandas as pd
 
 from autotune.history.columns import is_missing, is_number
+
+Scores = str | Collection[str] | None
+"""The columns of a table that hold scores."""
 
 _TWO_DECIMALS = frozenset({"marginal_ll"})
 _PLAIN_EXPONENTS = range(-10, 15)
@@ -69,22 +73,28 @@ def cell_text(value: Any, digits: int = 6) -> str:
     return " ".join(str(value).split())
 
 
-def as_text(table: pd.DataFrame, metric: str | None = None, digits: int = 6) -> pd.DataFrame:
+def as_text(table: pd.DataFrame, metric: Scores = None, digits: int = 6) -> pd.DataFrame:
     """Return the table with all values as text for people.
 
     Args:
         table: A table of `autotune.report.tables`.
-        metric: Name of the column that holds scores, or None.
+        metric: Name or names of the columns that hold scores, or None.
         digits: Significant digits of floats that are no scores.
     """
+    scores = score_names(metric)
     columns = {
         str(name): [
-            score_text(str(name), value) if name == metric else cell_text(value, digits)
+            score_text(str(name), value) if name in scores else cell_text(value, digits)
             for value in table[name].tolist()
         ]
         for name in table.columns
     }
     return pd.DataFrame(columns, index=table.index, dtype="object")
+
+
+def score_names(metric: Scores) -> frozenset[str]:
+    """Return the names of the columns that hold scores."""
+    return frozenset([metric] if isinstance(metric, str) else metric or ())
 
 
 def is_numeric(table: pd.DataFrame, name: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from autotune.report.formatting import as_text, is_numeric
+from autotune.report.formatting import Scores, as_text, is_numeric, score_names
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -45,15 +45,15 @@ def markdown_text(text: str) -> str:
     return _MARKDOWN.sub(lambda match: "\\" + match[0], " ".join(text.split()))
 
 
-def markdown_table(table: pd.DataFrame, metric: str | None = None, label: str | None = None) -> str:
+def markdown_table(table: pd.DataFrame, metric: Scores = None, label: str | None = None) -> str:
     """Return a pipe table, columns padded so that it can be read as it is.
 
     Args:
         table: A table of `autotune.report.tables`.
-        metric: Name of the column that holds scores, or None.
+        metric: Name or names of the columns that hold scores, or None.
         label: Header of the row labels; None: they are left out.
     """
-    header, rows, right = _parts(table, metric, label)
+    header, rows, right = parts(table, metric, label)
     lines = [[markdown_text(cell) for cell in row] for row in [header, *rows]]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(header))]
     rule = ["-" * (width - 1) + (":" if flush else "-") for width, flush in zip(widths, right, strict=True)]
@@ -67,18 +67,16 @@ def markdown_table(table: pd.DataFrame, metric: str | None = None, label: str | 
     return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]]) + "\n"
 
 
-def latex_table(
-    table: pd.DataFrame, caption: Sequence[str], metric: str | None = None, label: str | None = None
-) -> str:
+def latex_table(table: pd.DataFrame, caption: Sequence[str], metric: Scores = None, label: str | None = None) -> str:
     """Return a ``table`` environment with booktabs rules.
 
     Args:
         table: A table of `autotune.report.tables`.
         caption: Sentences under the table.
-        metric: Name of the column that holds scores, or None.
+        metric: Name or names of the columns that hold scores, or None.
         label: Header of the row labels; None: they are left out.
     """
-    header, rows, right = _parts(table, metric, label)
+    header, rows, right = parts(table, metric, label)
     lines = [" & ".join(latex_text(cell) for cell in row) + r" \\" for row in [header, *rows]]
     return "\n".join(
         [
@@ -101,11 +99,19 @@ def latex_table(
     )
 
 
-def _parts(table: pd.DataFrame, metric: str | None, label: str | None) -> tuple[list[str], list[list[str]], list[bool]]:
-    """Return header, rows and which columns are set flush right."""
+def parts(
+    table: pd.DataFrame, metric: Scores = None, label: str | None = None
+) -> tuple[list[str], list[list[str]], list[bool]]:
+    """Return header, rows and which columns are set flush right, as text for people, not escaped.
+
+    Args:
+        table: A table of `autotune.report.tables`.
+        metric: Name or names of the columns that hold scores, or None.
+        label: Header of the row labels; None: they are left out.
+    """
     texts = as_text(table, metric)
     header = [str(name) for name in table.columns]
-    right = [name == metric or is_numeric(table, name) for name in header]
+    right = [name in score_names(metric) or is_numeric(table, name) for name in header]
     rows = [[str(cell) for cell in row] for row in texts.itertuples(index=False, name=None)]
     if label is not None:
         header, right = [label, *header], [True, *right]

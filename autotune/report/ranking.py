@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from autotune.history import flatten
@@ -21,6 +22,9 @@ class Entry:
         state: State of its trials; of several, the worst of failed, pruned, finished.
         params: Flat parameters.
         facts: Facts that are scalars; the mean over folds and replicates where they differ.
+        metrics: Name -> value, the mean over folds and replicates; NaN where one has none.
+        cause: Why it failed, or ``pruned``; None where it finished, and where nobody knows.
+        ended_at: When the last of its trials ended, or None.
     """
 
     number: int
@@ -28,6 +32,14 @@ class Entry:
     state: TrialState
     params: Mapping[str, Any]
     facts: Mapping[str, Any]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    cause: str | None = None
+    ended_at: datetime | None = None
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether it was trained to its end and its score is a finite number."""
+        return self.state is TrialState.FINISHED and math.isfinite(self.score)
 
 
 def has_folds(trials: Sequence[Trial]) -> bool:
@@ -76,13 +88,36 @@ def _entry(group: Sequence[Trial]) -> Entry | None:
     state = next(s for s in (TrialState.FAILED, TrialState.PRUNED, TrialState.FINISHED) if s in states)
     scores = [math.nan if t.score is None or t.state is TrialState.FAILED else float(t.score) for t in group]
     facts = [trial.facts for trial in group]
+    ends = [trial.ended_at for trial in group if trial.ended_at is not None]
     return Entry(
         number=group[0].number,
         score=sum(scores) / len(scores),
         state=state,
         params=flatten(group[0].params),
         facts={name: _together([fact.get(name) for fact in facts]) for name in facts[0]},
+        metrics={name: _mean([trial.metrics.get(name, {}).get("value") for trial in group]) for name in _names(group)},
+        cause=_cause(group, state),
+        ended_at=max(ends, default=None),
     )
+
+
+def _names(group: Sequence[Trial]) -> list[str]:
+    return list(dict.fromkeys(name for trial in group for name in trial.metrics))
+
+
+def _mean(values: Sequence[Any]) -> float:
+    """Return the mean, or NaN where one is no number."""
+    if not all(isinstance(value, (int, float)) for value in values):
+        return math.nan
+    return sum(float(value) for value in values) / len(values)
+
+
+def _cause(group: Sequence[Trial], state: TrialState) -> str | None:
+    """Return why the first failed trial failed, or that they were pruned."""
+    if state is TrialState.PRUNED:
+        return str(state)
+    failures = [trial.failure for trial in group if trial.state is TrialState.FAILED]
+    return next((str(failure.cause) for failure in failures if failure is not None), None)
 
 
 def _together(values: Sequence[Any]) -> Any:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autotune.report.formatting import as_text, is_numeric
+from autotune.report.formatting import Scores, as_text, is_numeric, score_names
 
 _LONGEST_TEXT = 28
 """Longer texts than so many characters may be folded."""
@@ -40,37 +40,40 @@ class _Column:
 
 
 def render(
-    console: Console, tables: Sequence[tuple[str, pd.DataFrame | None, str | None]], caption: Sequence[str]
+    console: Console,
+    tables: Sequence[tuple[str, pd.DataFrame | None, str | None]],
+    caption: Sequence[str],
+    metric: Scores = None,
 ) -> None:
     """Print tables with their titles, then the caption.
 
     Args:
         console: Where to; its width decides how headers are broken.
-        tables: Title, table (None: the title alone) and header of the row labels (None: no row labels). A table with
-            row labels has scores in its first column.
+        tables: Title, table (None: the title alone) and header of the row labels (None: no row labels).
         caption: Sentences, one paragraph each.
+        metric: Name or names of the columns that hold scores, of tables with row labels.
     """
     for title, table, label in tables:
         console.print(Text(title, style="bold"), highlight=False)
         if table is not None:
-            render_table(console, table, label)
+            render_table(console, table, label, metric if label is not None else None)
         console.print()
     for line in caption:
         console.print(Text(line), highlight=False)
 
 
-def render_table(console: Console, table: pd.DataFrame, label: str | None) -> None:
+def render_table(console: Console, table: pd.DataFrame, label: str | None = None, metric: Scores = None) -> None:
     """Print one table, in several parts where its columns do not fit side by side.
 
     Args:
         console: Where to.
         table: A table of `autotune.report.tables`, or any other without row labels.
-        label: Header of the row labels; the first column then holds scores, and both are repeated in each part.
+        label: Header of the row labels; they and the first column are repeated in each part.
+        metric: Name or names of the columns that hold scores, or None.
     """
-    metric = str(table.columns[0]) if label is not None else None
-    texts = as_text(table, metric, digits=4)
+    texts, scores = as_text(table, metric, digits=4), score_names(metric)
     columns = [
-        _Column(header=name, cells=tuple(texts[name].tolist()), right=name == metric or is_numeric(table, name))
+        _Column(header=name, cells=tuple(texts[name].tolist()), right=name in scores or is_numeric(table, name))
         for name in texts.columns
     ]
     lead: list[_Column] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pymongo import ASCENDING, UpdateOne
 from pymongo.errors import BulkWriteError
@@ -81,10 +82,17 @@ class Reports:
                 raise
 
     @mapped
-    def curves(self, campaign: str, numbers: Sequence[int]) -> dict[int, list[Report]]:
-        """Return number -> reports as `curve` has them, of those trials that have any."""
+    def curves(self, campaign: str, numbers: Sequence[int] | None = None) -> dict[int, list[Report]]:
+        """Return number -> reports as `curve` has them, of those trials that have any, in one query.
+
+        Args:
+            campaign: Name of the campaign.
+            numbers: Numbers of trials; None: all.
+        """
         found: dict[int, list[Report]] = {}
-        query = {"campaign": campaign, "number": {"$in": list(numbers)}}
+        query: dict[str, Any] = {"campaign": campaign}
+        if numbers is not None:
+            query["number"] = {"$in": list(numbers)}
         for document in self._reports.find(query).sort([("number", ASCENDING), ("step", ASCENDING)]):
             found.setdefault(int(document["number"]), []).append(report_value(document))
         return {number: _last_seen(reports) for number, reports in found.items()}

@@ -21,7 +21,8 @@ from autotune.errors import InputError
 from autotune.report import Report
 from autotune.report.formatting import cell_text, number_text, score_text
 from autotune.report.markup import latex_text, markdown_text
-from autotune.report.tables import NOTHING, best_and_worst, ranking, run_time
+from autotune.report.run_time import run_time
+from autotune.report.tables import NOTHING, best_and_worst, ranking
 from autotune.store.base import CampaignRecord
 from autotune.trial import Attempt, Cause, Trial, TrialState
 
@@ -180,8 +181,11 @@ def test_run_time() -> None:
         "cells": 3005,
         "genes": 558,
         "wall time": "27:46:40",
+        "device time": "55:34:55",
         "average epochs": 20.0,
+        "average epochs to best": 20.0,
         "number of devices": 3,
+        "parallel efficiency": 0.667,
         "max epochs": 50,
     }
 
@@ -246,7 +250,7 @@ def test_max_epochs_are_the_default_where_not_fixed(values: dict[str, Any], epoc
 
 def test_what_a_function_without_data_has_not_is_a_dash() -> None:
     report = Report(campaign=campaign(), trials=[trial(0, 1.0)])
-    assert report.run_time.iloc[0].tolist() == [None] * 7
+    assert report.run_time.iloc[0].tolist() == [None] * 10
     assert re.search(r"\| -\s+\| -\s+\| -", report.to_markdown())
     assert any(
         "does not say" in line
@@ -288,7 +292,7 @@ def test_no_finished_trial_is_a_sentence(tmp_path: Path) -> None:
     assert report.worst.empty
     assert NOTHING in shown(report)
     assert NOTHING in report.to_markdown()
-    report.write(tmp_path)
+    report.write(tmp_path, figures=False)
     assert NOTHING in (tmp_path / "best.md").read_text()
     assert (tmp_path / "best.csv").read_text() == "rank,loss,run index\n"
     assert Report(campaign=campaign(), trials=[]).to_markdown()
@@ -306,8 +310,8 @@ def test_few_trials_are_one_table() -> None:
 
 def test_simulated_is_in_every_file_and_on_the_screen(tmp_path: Path) -> None:
     report = Report(campaign=simulated(), trials=[trial(i, float(i)) for i in range(25)])
-    paths = report.write(tmp_path / "new" / "folder")
-    assert {path.suffix for path in paths} == {".csv", ".md", ".tex"}
+    paths = report.write(tmp_path / "new" / "folder", figures=False)
+    assert {path.suffix for path in paths} == {".csv", ".html", ".md", ".tex"}
     for path in paths:
         assert "simulated" in path.read_text(encoding="utf-8"), path.name
     assert "cortex (simulated)" in shown(report)
@@ -321,7 +325,7 @@ def test_files_are_whole_and_in_full_precision(tmp_path: Path) -> None:
     score = 0.1234567890123456
     report = Report(campaign=campaign(), trials=[trial(0, score), trial(1, None, TrialState.FAILED)])
     (tmp_path / "best.csv").write_text("old")
-    paths = report.write(tmp_path)
+    paths = report.write(tmp_path, figures=False)
     assert sorted(paths) == sorted(tmp_path.iterdir())
     assert (tmp_path / "ranking.csv").read_text() == f"rank,loss,x,run index\n1,{score!r},0,0\n2,NaN,1,1\n"
     assert "0.123457" in (tmp_path / "best.md").read_text()
