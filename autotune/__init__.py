@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autotune.campaign import Campaign, load_campaign
     from autotune.errors import AutotuneError
+    from autotune.local.benchmark import benchmark
     from autotune.local.session import CampaignResult, launch, resume
     from autotune.local.steering import cancel, enqueue, extend, pause, retry
     from autotune.space import Space, parse_space
@@ -27,6 +28,7 @@ _HOMES = {
     "MongoStore": "autotune.store.mongo",
     "Space": "autotune.space",
     "Trial": "autotune.trial",
+    "benchmark": "autotune.local.benchmark",
     "cancel": "autotune.local.steering",
     "enqueue": "autotune.local.steering",
     "extend": "autotune.local.steering",
@@ -47,6 +49,7 @@ __all__ = [
     "MongoStore",
     "Space",
     "Trial",
+    "benchmark",
     "cancel",
     "enqueue",
     "extend",

@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from autotune.errors import CampaignError, nearest
 from autotune.trial import DETERMINISTIC, Cause
@@ -21,16 +21,30 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+MetricName = Annotated[str, Field(min_length=1, pattern=r"^[^.$\s][^.$]*$")]
+
+
 class MetricSpec(_Section):
-    """What is optimised.
+    """What is optimised. Short forms: the name alone, or a list of names, of which the first is optimised.
 
     Attributes:
         name: Name of a metric that the objective returns.
-        mode: ``min`` or ``max``.
+        mode: ``min`` or ``max``; None: what the workload says.
+        also: Further metrics, that tables show after it, in this order.
     """
 
-    name: str = Field(min_length=1, pattern=r"^[^.$\s][^.$]*$")
-    mode: Literal["min", "max"] = "min"
+    name: MetricName
+    mode: Literal["min", "max"] | None = None
+    also: list[MetricName] = Field(default_factory=list)
+
+    @field_validator("also")
+    @classmethod
+    def _also(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        names = [info.data.get("name"), *value]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"'{twice}' is named twice")
+        return value
 
 
 class Budget(_Section):
@@ -122,7 +136,7 @@ class Campaign(_Section):
         objective: Name of a workload (``scvi``, ``baseline``) or ``module:callable``.
         data: What the workload reads, for example ``{path: cells.h5ad, genes: {top_variance: 558}}``; or None.
         split: How the data is divided, for example ``{validation: 0.25, seed: 0, by: donor_id}``; or None.
-        metric: What is optimised; default: the workload's own metric.
+        metric: What is optimised; default: the workload's own metric. Of a list of names the first is optimised.
         space: ``"default"`` for the workload's own, or name -> parameter definition.
         search: Search algorithm with its settings and seed.
         schedule: Who trains how far: ``{algorithm: none}`` (every trial to its end), ``median``, ``asha`` or
@@ -158,6 +172,21 @@ class Campaign(_Section):
         if not NAME_PATTERN.match(value):
             raise ValueError("use up to 80 letters, digits, '-' and '_', starting with a letter or digit")
         return value
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _metric(cls, value: Any) -> Any:
+        """Write out the short forms: a name, or a list whose first item is one or the long form."""
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, list):
+            return value
+        if not value:
+            raise ValueError("the list is empty; name the metric to optimise first")
+        first, *also = value
+        if isinstance(first, Mapping) and "also" not in first:
+            return {**first, "also": also}
+        return {"name": first, "also": also}
 
     @property
     def is_callable(self) -> bool:

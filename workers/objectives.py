@@ -1,5 +1,8 @@
 """Finds the code that a campaign trains with: a workload that is installed, or ``module:callable``.
 
+Beside training, both may offer two more tasks: ``evaluate(trial, settings)`` trains and scores the test part too, and
+``save(trial, folder)`` trains and writes the model. Of ``module:callable`` they are functions of that module.
+
 Loading happens in the fork server, once per host and campaign; every trial's process inherits what was loaded. Where
 that failed, the trial's process tries again itself, so that the error is that trial's own, with its traceback.
 """
@@ -7,8 +10,10 @@ that failed, the trial's process tries again itself, so that the error is that t
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,10 +29,40 @@ class Objective:
     Attributes:
         run: Called with each trial.
         data: What trials see as ``trial.data``.
+        evaluate: Called with the trials of a benchmark and its settings; None: the objective does not offer it.
+        save: Called with a trial and an empty folder for its model; None: the objective does not offer it.
     """
 
     run: Callable[[Trial], Any]
     data: Any = None
+    evaluate: Callable[[Trial, Mapping[str, Any]], Any] | None = None
+    save: Callable[[Trial, Path], Any] | None = None
+
+    def perform(self, request: Mapping[str, Any], trial: Trial) -> Any:
+        """Carry out the ``task`` of a request: `RUN` (the default), `EVALUATE` with ``settings``, `SAVE` in ``folder``.
+
+        Raises:
+            ObjectiveError: If the objective does not offer that task.
+        """
+        task = request.get("task", RUN)
+        if task == RUN:
+            return self.run(trial)
+        if task == EVALUATE and self.evaluate is not None:
+            return self.evaluate(trial, dict(request.get("settings") or {}))
+        if task == SAVE and self.save is not None:
+            return self.save(trial, Path(request["folder"]))
+        raise ObjectiveError(f"this objective cannot '{task}': it has no function of that name (docs/evaluation.md)")
+
+
+RUN, EVALUATE, SAVE = "run", "evaluate", "save"
+
+
+def task_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a request says of the task of a campaign's trials: they train, those of a benchmark also evaluate."""
+    evaluation = spec.get("evaluation")
+    if not evaluation:
+        return {"task": RUN}
+    return {"task": EVALUATE, "settings": dict(evaluation.get("settings") or {})}
 
 
 _loaded: dict[str, Objective] = {}
@@ -52,11 +87,23 @@ def load(spec: Mapping[str, Any]) -> Objective:
 def _load(spec: Mapping[str, Any]) -> Objective:
     if ":" in spec["objective"]:
         run = import_callable(spec["objective"])
-        return Objective(run=run, data=_cells(spec))
+        module = sys.modules[spec["objective"].partition(":")[0]]
+        return Objective(run=run, data=_cells(spec), evaluate=offered(module, EVALUATE), save=offered(module, SAVE))
     workload = get_workload(spec["objective"])
-    for module in workload.preload:
-        importlib.import_module(module)
-    return Objective(run=workload.run, data=workload.prepare(spec.get("data") or {}, spec.get("split") or {}))
+    for name in workload.preload:
+        importlib.import_module(name)
+    return Objective(
+        run=workload.run,
+        data=workload.prepare(spec.get("data") or {}, spec.get("split") or {}),
+        evaluate=offered(workload, EVALUATE),
+        save=offered(workload, SAVE),
+    )
+
+
+def offered(place: Any, name: str) -> Callable[..., Any] | None:
+    """Return an optional function of a workload or a module, or None."""
+    found = getattr(place, name, None)
+    return found if callable(found) else None
 
 
 def _cells(spec: Mapping[str, Any]) -> Any:
@@ -64,7 +111,9 @@ def _cells(spec: Mapping[str, Any]) -> Any:
         return None
     from workers.workloads.cells import prepare_cells
 
-    return prepare_cells(spec["data"], spec.get("split") or {})
+    split = spec.get("split") or {}
+    opened = {"sealed": False} if split.get("unsealed") else {}
+    return prepare_cells(spec["data"], split, **opened)
 
 
 def import_callable(name: str) -> Callable[[Trial], Any]:

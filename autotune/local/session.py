@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.campaign import Campaign
 from autotune.errors import StateError
+from autotune.local.companion import complete
 from autotune.local.crew import Crew
 from autotune.local.follow import Progress, follow, who
 from autotune.local.resolve import as_campaign, objective_paths, resolve
 from autotune.store.base import CampaignRecord
+from autotune.store.campaigns import ENDED
+from autotune.store.campaigns import opened as opened_for_good
 from autotune.store.mongo import MongoStore, open_store
 from autotune.trial import CampaignState, Trial, TrialState
 
@@ -91,7 +94,7 @@ def launch(
         KeyboardInterrupt: On Ctrl-C; running trials went back to the store and the campaign is paused.
     """
     checked = as_campaign(campaign)
-    with _opened(store) as opened:
+    with OpenStore(store) as opened:
         crew = Crew(
             store_uri=opened.uri, campaign=checked.name, workers=workers, devices=devices,
             slots_per_device=slots_per_device, allow_mismatch=allow_mismatch,
@@ -120,7 +123,7 @@ def resume(
         NotFoundError: If there is no such campaign.
         StateError: If it has ended.
     """
-    with _opened(store) as opened:
+    with OpenStore(store) as opened:
         crew = Crew(
             store_uri=opened.uri, campaign=name, workers=workers, devices=devices, slots_per_device=slots_per_device,
             allow_mismatch=allow_mismatch, allowed=tuple(allowed), trusted=opened.is_local,
@@ -168,16 +171,23 @@ def reopen(store: MongoStore, name: str) -> None:
 
     Raises:
         NotFoundError: If there is no such campaign.
-        StateError: If it has ended.
+        StateError: If it has ended, or its test part is open.
     """
     record = store.campaigns.get(name)
+    if record.unsealed_at is not None:
+        raise opened_for_good(name)
+    if record.evaluation and record.state is CampaignState.PAUSED:
+        complete(store, name)
+    if record.evaluation and record.state in ENDED:
+        of = record.evaluation.get("of")
+        raise StateError(f"'{name}', the benchmark of '{of}', is {record.state}; go on with: autotune benchmark {of}")
     if record.state not in (CampaignState.RUNNING, CampaignState.PAUSED):
         why = f" ({record.message})" if record.message else ""
         raise StateError(f"campaign '{name}' is {record.state}{why}; {_ON[record.state].format(name=name)}")
     store.campaigns.set_state(name, CampaignState.RUNNING, expected=[CampaignState.PAUSED], who=who())
 
 
-class _opened:
+class OpenStore:
     """Opens a store for a ``with`` block; one that was given open is left open."""
 
     def __init__(self, store: str | MongoStore | None) -> None:

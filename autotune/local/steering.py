@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.errors import DuplicateError, InputError, SpaceError, StateError
+from autotune.local.companion import refuse_companion
 from autotune.local.follow import who
 from autotune.planning import place_of_next, trial_seed
 from autotune.space import Space, parse_space
 from autotune.store.base import CampaignRecord
-from autotune.store.campaigns import ENDED, Extension
+from autotune.store.campaigns import ENDED, Extension, opened
 from autotune.store.mongo import MongoStore
 from autotune.trial import ACTIVE_STATES, CampaignState, Origin, Trial, TrialState
 
@@ -100,7 +101,7 @@ def extend(store: MongoStore, name: str, extension: Extension) -> Extended:
     Raises:
         InputError: If no budget is given, or one is not a number above 0.
         NotFoundError: If there is no such campaign.
-        StateError: If it is cancelled, or has more trials already.
+        StateError: If it is cancelled, is a benchmark, has more trials already, or its test part is open.
     """
     fields = extension.fields()
     if not fields:
@@ -111,6 +112,7 @@ def extend(store: MongoStore, name: str, extension: Extension) -> Extended:
         if not (math.isfinite(hours) and hours > 0):
             raise InputError(f"{key} must be a number above 0, not {hours:g}")
     before = store.campaigns.get(name)
+    refuse_companion(before, "extend")
     changed = store.campaigns.extend(name, extension, who())
     after = store.campaigns.get(name)
     reopened = changed and before.state is CampaignState.FINISHED and after.state is CampaignState.RUNNING
@@ -129,9 +131,10 @@ def enqueue(store: MongoStore, name: str, params: Mapping[str, Any], *, like: in
     Raises:
         NotFoundError: If there is no such campaign or trial.
         SpaceError: If a parameter is unknown, missing, or its value is not in the space.
-        StateError: If the campaign has ended or has all the trials of its budget.
+        StateError: If the campaign has ended, is a benchmark, or has all the trials of its budget.
     """
     record = store.campaigns.get(name)
+    refuse_companion(record, "enqueue")
     space = parse_space(record.space)
     base = {} if like is None else store.trials.get(name, like).params
     chosen = _complete(space, {**base, **params})
@@ -168,6 +171,8 @@ def _complete(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
 def _next_number(record: CampaignRecord, trials: Sequence[Trial]) -> int:
     number = trials[-1].number + 1 if trials else 0
     name = record.name
+    if record.unsealed_at is not None:
+        raise opened(name)
     if record.state is CampaignState.FAILED:
         raise StateError(f"campaign '{name}' is failed: {record.message}; first: autotune retry {name} --all")
     if record.state is CampaignState.CANCELLED:
@@ -202,13 +207,18 @@ def retry(
         InputError: If neither or both of `where` and `everything` are given.
         QueryError: If a condition is wrong.
         NotFoundError: If there is no such campaign.
-        StateError: If it is cancelled.
+        StateError: If it is cancelled, or its test part is open.
     """
     if bool(where) == everything:
         raise InputError("say which trials to retry: --where EXPR (repeatable), or --all for every failed or cancelled")
     record = store.campaigns.get(name)
     if record.state is CampaignState.CANCELLED:
-        raise StateError(f"campaign '{name}' is cancelled; launch it under another name")
+        of = (record.evaluation or {}).get("of")
+        raise StateError(
+            f"campaign '{name}' is cancelled; " + (f"autotune benchmark {of}" if of else "launch it under another name")
+        )
+    if record.unsealed_at is not None:
+        raise opened(name)
     chosen = _matching(store, record, where)
     if dry_run or not chosen:
         return Retried(numbers=tuple(chosen), reopened=False, state=record.state)
@@ -240,6 +250,9 @@ def _see_to(store: MongoStore, name: str) -> CampaignState:
     """See to it that trials which were just queued are run, should the campaign have ended at that moment."""
     store.campaigns.touch(name)
     record = store.campaigns.get(name)
+    if record.unsealed_at is not None:
+        store.trials.cancel(name, "the test part of the campaign is open")
+        raise opened(name)
     if record.state is CampaignState.FINISHED:
         if any(state in ACTIVE_STATES for state in store.trials.counts(name)):
             store.campaigns.set_state(name, CampaignState.RUNNING, expected=[CampaignState.FINISHED], who=who())

@@ -30,6 +30,10 @@ coordinators runs.
 
 **Reports are idempotent** on (trial, step); a report of an earlier attempt never replaces one of a later attempt.
 
+**The seal.** A campaign whose test part was opened (``unsealed_at``, set by `unseal` while it is finished) never runs
+again: whatever would let it go on (`extend`, a move to running or paused) has the open seal in the filter of the same
+atomic operation and is refused. So no trial is ever chosen by somebody who could have seen a score of the test part.
+
 **No code.** Only plain JSON values go in, and nothing that comes out is evaluated.
 
 Collections (each document has a ``schema_version``; validators and indexes are in `autotune.store.schema`):
@@ -37,7 +41,8 @@ Collections (each document has a ``schema_version``; validators and indexes are 
 ``campaigns``  ``_id`` = name; ``state``, ``message``, ``spec`` (the campaign file), ``spec_hash``, ``space``
                (resolved), ``metric``, ``facts`` (of data and split), ``paths``, ``environment`` (versions and hash of
                the objective's source at launch), ``max_trials``, ``max_hours``, ``max_device_hours``, ``revision``,
-               ``ran_s`` and ``running_since`` (time spent in state running), ``created_at``, ``ended_at``
+               ``ran_s`` and ``running_since`` (time spent in state running), ``created_at``, ``ended_at``,
+               ``unsealed_at``
 ``trials``     ``campaign``, ``number``, ``fold``, ``replicate``, ``params``, ``config_hash``, ``state``, ``seed``,
                ``lease`` (``owner``, ``token``, ``duration_s``, ``expires_at``) while it runs, ``attempts`` (each with
                ``token``, ``owner``, ``host``, ``device``, ``share``, ``versions``, ``mismatch``, times, ``cause`` ...),
@@ -87,6 +92,7 @@ class CampaignRecord:
         read_at: When it was read, on the database's clock.
         created_at: On the database's clock.
         ended_at: On the database's clock, or None.
+        unsealed_at: Since when its test part is open, on the database's clock; None: it is sealed.
     """
 
     name: str
@@ -107,6 +113,13 @@ class CampaignRecord:
     read_at: datetime | None = field(default=None, compare=False)
     created_at: datetime | None = None
     ended_at: datetime | None = None
+    unsealed_at: datetime | None = None
+
+    @property
+    def evaluation(self) -> Mapping[str, Any] | None:
+        """What a benchmark campaign scores (``of``, ``settings``, ``runs``, ...); None for any other campaign."""
+        found: Mapping[str, Any] | None = self.spec.get("evaluation")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,14 @@ _USED_S = {
 """Seconds that a campaign has been in state running, on the database's clock."""
 
 
+def opened(name: str) -> StateError:
+    """Return the error of whoever would let a campaign go on whose test part is open."""
+    return StateError(
+        f"campaign '{name}' is over for good: its test part has been opened by a benchmark; launch another campaign, "
+        "with another split.seed"
+    )
+
+
 def _extending(fields: Mapping[str, Any], goes_on: Expression) -> list[Expression]:
     """Return the update that sets a budget and lets a campaign go on where `goes_on` holds."""
     reopened = {"state": str(CampaignState.RUNNING), "message": "", "ended_at": None, "running_since": NOW}
@@ -99,9 +107,10 @@ class Campaigns:
         Raises:
             CampaignExistsError: If another definition is there under that name.
         """
+        since = NOW if record.state is CampaignState.RUNNING else None
         before = self._campaigns.find_one_and_update(
             {"_id": record.name},
-            insert_only(campaign_document(record), {"created_at": NOW, "running_since": NOW}),
+            insert_only(campaign_document(record), {"created_at": NOW, "running_since": since}),
             upsert=True,
             return_document=ReturnDocument.BEFORE,
             projection={"spec_hash": 1, "schema_version": 1},
@@ -194,6 +203,8 @@ class Campaigns:
         query: dict[str, Any] = {"_id": name, "state": {"$in": wanted}}
         if revision is not None:
             query["revision"] = revision
+        if state not in ENDED:
+            query["unsealed_at"] = None
         done = self._campaigns.update_one(query, update)
         if done.modified_count:
             self.audit(name, str(state), who, {"message": message} if message else {})
@@ -201,6 +212,8 @@ class Campaigns:
         found = self.get(name)
         if found.state == state:
             return False
+        if found.unsealed_at is not None and state not in ENDED:
+            raise opened(name)
         raise StateError(f"campaign '{name}' is {found.state}{': ' + found.message if found.message else ''}")
 
     @mapped
@@ -212,7 +225,8 @@ class Campaigns:
 
         Raises:
             NotFoundError: If there is no such campaign.
-            StateError: If it is cancelled, or has more trials already than the new budget allows.
+            StateError: If it is cancelled, its test part is open, or it has more trials already than the new budget
+                allows.
         """
         found, fields = self._extendable(name), extension.fields()
         count = self.connection.database["trials"].count_documents({"campaign": name})
@@ -222,7 +236,7 @@ class Campaigns:
         if not differs:
             return False
         after = self._campaigns.find_one_and_update(
-            {"_id": name, "state": {"$ne": str(CampaignState.CANCELLED)}, "$or": differs},
+            {"_id": name, "state": {"$ne": str(CampaignState.CANCELLED)}, "unsealed_at": None, "$or": differs},
             _extending(fields, _can_go_on(fields, count)),
             return_document=ReturnDocument.AFTER,
             projection={"state": 1},
@@ -238,7 +252,30 @@ class Campaigns:
         found = self.get(name)
         if found.state is CampaignState.CANCELLED:
             raise StateError(f"campaign '{name}' is cancelled; launch it under another name")
+        if found.unsealed_at is not None:
+            raise opened(name)
         return found
+
+    @mapped
+    def unseal(self, name: str, who: str = "") -> bool:
+        """Open the test part of a finished campaign; return whether this call did. It never runs again.
+
+        Raises:
+            NotFoundError: If there is no such campaign.
+            StateError: If it is not finished.
+        """
+        sealed = {"_id": name, "state": str(CampaignState.FINISHED), "unsealed_at": None}
+        done = self._campaigns.update_one(sealed, [{"$set": {"unsealed_at": NOW}}])
+        if done.modified_count:
+            self.audit(name, "unseal", who)
+            return True
+        found = self.get(name)
+        if found.unsealed_at is None:
+            raise StateError(
+                f"campaign '{name}' is {found.state}{': ' + found.message if found.message else ''}; its test part is "
+                "opened when it is finished"
+            )
+        return False
 
     @mapped
     def touch(self, name: str) -> None:

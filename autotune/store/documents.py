@@ -92,6 +92,7 @@ def _spec(document: Mapping[str, Any]) -> Mapping[str, Any]:
         "failures",
         "limits",
         "budget",
+        "evaluation",
     ):
         _get(spec, section, (Mapping, type(None)), None)
     return spec
@@ -121,6 +122,7 @@ def campaign_document(record: CampaignRecord) -> Document:
         "revision": 0,
         "ran_s": 0.0,
         "ended_at": None,
+        "unsealed_at": None,
     }
 
 
@@ -153,6 +155,7 @@ def campaign_record(document: Mapping[str, Any]) -> CampaignRecord:
         read_at=_get(document, "read_at", _TIME, None),
         created_at=_get(document, "created_at", _TIME, None),
         ended_at=_get(document, "ended_at", _TIME, None),
+        unsealed_at=_get(document, "unsealed_at", _TIME, None),
     )
 
 

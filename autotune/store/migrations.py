@@ -18,12 +18,13 @@ def migrate(database: Database[dict[str, Any]]) -> None:
     """
     _trials_to_2(database)
     _campaigns_to_2(database)
-    for name in ("reports", "workers", "leaders", "events"):
-        database[name].update_many(_older(), {"$set": {"schema_version": SCHEMA_VERSION}})
+    _campaigns_to_3(database)
+    for name in ("trials", "reports", "workers", "leaders", "events"):
+        database[name].update_many(_older_than(SCHEMA_VERSION), {"$set": {"schema_version": SCHEMA_VERSION}})
 
 
-def _older() -> dict[str, Any]:
-    return {"schema_version": {"$lt": SCHEMA_VERSION}}
+def _older_than(version: int) -> dict[str, Any]:
+    return {"schema_version": {"$lt": version}}
 
 
 def _trials_to_2(database: Database[dict[str, Any]]) -> None:
@@ -42,7 +43,7 @@ def _trials_to_2(database: Database[dict[str, Any]]) -> None:
         "attempts": {"$slice": ["$attempts", -MAX_ATTEMPTS]},
         "schema_version": 2,
     }
-    database["trials"].update_many(_older(), [{"$set": fields}])
+    database["trials"].update_many(_older_than(2), [{"$set": fields}])
 
 
 def _campaigns_to_2(database: Database[dict[str, Any]]) -> None:
@@ -58,4 +59,10 @@ def _campaigns_to_2(database: Database[dict[str, Any]]) -> None:
         "running_since": {"$ifNull": ["$running_since", {"$cond": [is_running, "$created_at", None]}]},
         "schema_version": 2,
     }
-    database["campaigns"].update_many(_older(), [{"$set": fields}])
+    database["campaigns"].update_many(_older_than(2), [{"$set": fields}])
+
+
+def _campaigns_to_3(database: Database[dict[str, Any]]) -> None:
+    """Schema 3 says since when a campaign's test part is open: those of before have never opened theirs."""
+    fields = {"unsealed_at": {"$ifNull": ["$unsealed_at", None]}, "schema_version": 3}
+    database["campaigns"].update_many(_older_than(3), [{"$set": fields}])

@@ -9,7 +9,7 @@ from pymongo import ASCENDING, IndexModel
 
 from autotune.trial import CampaignState, Origin, TrialState
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 MAX_ATTEMPTS = 64
 """So many of a trial's last attempts are kept."""
@@ -79,6 +79,7 @@ VALIDATORS: dict[str, dict[str, Any]] = {
             "running_since": _TIME_OR_NULL,
             "created_at": _TIME,
             "ended_at": _TIME_OR_NULL,
+            "unsealed_at": _TIME_OR_NULL,
         },
     ),
     "trials": _document(

@@ -29,6 +29,7 @@ NEW_IN_2 = {
     "trials": {"claims", "ends", "alone", "origin"},
     "workers": {"refusals"},
 }
+NEW_IN_3 = {"campaigns": {"unsealed_at"}}
 SPEC_KEYS = {
     "name", "objective", "data", "split", "metric", "space", "search", "schedule", "budget", "fixed", "lease",
     "failures", "description",
@@ -47,7 +48,7 @@ def validator_1(name: str) -> dict[str, Any]:
     """Return a validator of schema 1: today's without what came later."""
     validator = copy.deepcopy(VALIDATORS[name])
     properties = validator["$jsonSchema"]["properties"]
-    for key in NEW_IN_2.get(name, ()):
+    for key in NEW_IN_2.get(name, set()) | NEW_IN_3.get(name, set()):
         del properties[key]
     if name == "trials":
         del properties["attempts"]["maxItems"]
@@ -154,7 +155,7 @@ def test_an_old_store_is_refused_in_one_line_that_says_what_to_do(
 ) -> None:
     before = contents(old_store)
     with pytest.raises(
-        StoreSetupError, match=r"older autotune \(schema 1, this one writes 2\).*autotune store upgrade"
+        StoreSetupError, match=r"older autotune \(schema 1, this one writes 3\).*autotune store upgrade"
     ):
         open_store(store_uri)
     done = run_cli("campaigns")
@@ -229,6 +230,35 @@ def test_campaigns_keep_what_they_were_and_get_what_is_new(upgraded: MongoStore)
     assert old.used_s == pytest.approx(age_s, abs=120)
     assert waiting.used_s == upgraded.campaigns.get("waiting").used_s, "a paused one counts no time"
     assert upgraded.campaigns.events("old")[0]["who"] == "ann"
+
+
+def test_a_store_of_schema_2_gets_a_seal_that_is_closed(upgraded: MongoStore) -> None:
+    database = upgraded.connection.database
+    before = {d["_id"]: d for d in database["trials"].find()}
+    for name in VALIDATORS:
+        validator = copy.deepcopy(VALIDATORS[name])
+        for key in NEW_IN_3.get(name, ()):
+            del validator["$jsonSchema"]["properties"][key]
+        database.command("collMod", name, validator=validator)
+        old: dict[str, Any] = {"$set": {"schema_version": 2}}
+        if name in NEW_IN_3:
+            old["$unset"] = dict.fromkeys(NEW_IN_3[name], "")
+        database[name].update_many({}, old)
+    database["meta"].update_one({"_id": "schema"}, {"$set": {"version": 2}})
+    database["trials"].update_one({"number": 4}, {"$set": {"ends": {"error": 2}, "alone": True}})
+    ran = upgraded.campaigns.get("done").used_s
+    upgraded.upgrade()
+    assert {d["unsealed_at"] for d in database["campaigns"].find()} == {None}
+    for name in VALIDATORS:
+        assert {d["schema_version"] for d in database[name].find()} <= {SCHEMA_VERSION}, name
+    after = {d["_id"]: d for d in database["trials"].find()}
+    changed = next(d["_id"] for d in before.values() if d["number"] == 4)
+    before[changed] |= {"ends": {"error": 2}, "alone": True}
+    assert after == before, "what schema 2 wrote is not touched"
+    assert upgraded.campaigns.get("done").used_s == ran
+    assert upgraded.campaigns.unseal("done")
+    upgraded.upgrade()
+    assert upgraded.campaigns.get("done").unsealed_at is not None, "an upgrade never closes a seal"
 
 
 def test_an_upgrade_is_safe_to_repeat_and_to_break_off(old_store: MongoStore) -> None:

@@ -64,6 +64,63 @@ def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("metric", "optimised", "shown"),
+    [
+        ({"name": "loss", "mode": "max"}, {"name": "loss", "mode": "max"}, None),
+        ([{"name": "loss", "mode": "max"}, "a", "b"], {"name": "loss", "mode": "max"}, ["loss", "a", "b"]),
+        ({"name": "loss", "mode": "min", "also": ["a"]}, {"name": "loss", "mode": "min"}, ["loss", "a"]),
+        ([{"name": "loss", "mode": "min"}], {"name": "loss", "mode": "min"}, None),
+    ],
+)
+def test_metrics_of_a_function(metric: Any, optimised: dict[str, str], shown: list[str] | None) -> None:
+    spec = resolve(parse_campaign({**BASE, "metric": metric})).spec
+    assert spec["metric"] == optimised
+    assert spec.get("metrics") == shown
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("loss", "which way is loss better?"),
+        (["loss", "a"], "which way is loss better?"),
+        ([], "the list is empty"),
+        (["a", "b", "a"], "'a' is named twice"),
+        ([{"name": "a", "mode": "min"}, "a"], "'a' is named twice"),
+        (["a", {"name": "b"}], "metric.also"),
+        ([3], "metric.name"),
+        (3, "metric"),
+        ("a.b", "metric.name"),
+        ({"name": "a", "mod": "min"}, "did you mean 'mode'"),
+    ],
+)
+def test_metrics_that_are_refused(metric: Any, message: str) -> None:
+    with pytest.raises(CampaignError) as caught:
+        resolve(parse_campaign({**BASE, "metric": metric}))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_metrics_of_a_workload_are_checked(tmp_path: Path) -> None:
+    pytest.importorskip("anndata")
+    from workers.workloads.cells.simulate import simulate_cells
+
+    simulate_cells(60, 40, 2, seed=1).write_h5ad(tmp_path / "cells.h5ad")
+    cells = {"path": str(tmp_path / "cells.h5ad"), "labels": "cell_type"}
+    base = {"name": "c", "objective": "baseline", "data": cells, "budget": {"max_trials": 1}}
+    spec = resolve(parse_campaign({**base, "metric": ["accuracy", "macro_f1"]})).spec
+    assert (spec["metric"], spec["metrics"]) == ({"name": "accuracy", "mode": "max"}, ["accuracy", "macro_f1"])
+    assert resolve(parse_campaign({**base, "metric": "accuracy"})).spec["metric"]["mode"] == "max"
+    with pytest.raises(CampaignError, match="has no metric 'acuracy'; did you mean 'accuracy'"):
+        resolve(parse_campaign({**base, "metric": ["macro_f1", "acuracy"]}))
+
+
+@pytest.mark.parametrize("value", [True, False, None])
+def test_a_campaign_file_cannot_open_the_test_part(value: bool | None) -> None:
+    with pytest.raises(CampaignError, match=r"split\.unsealed is not for campaign files"):
+        resolve(parse_campaign({**BASE, "split": {"unsealed": value}}))
+
+
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)
