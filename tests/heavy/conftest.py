@@ -34,10 +34,10 @@ def _trained(prepared: Any, **params: Any) -> Any:
     from workers.workloads.fields import defaults
     from workers.workloads.scvi.quiet import quiet
     from workers.workloads.scvi.space import FIELDS
-    from workers.workloads.scvi.training import _seed, train
+    from workers.workloads.scvi.training import seed_all, train
 
     with quiet():
-        _seed(0)
+        seed_all(0)
         return train(Trial(params={}), prepared, {**defaults(FIELDS), **BASE, **params})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
@@ -62,3 +63,35 @@ def test_twelve_trials_whatever_is_killed(
     assert report.returncode == 0
     header = "marginal_ll,n_layers,n_hidden,n_latent,reconstruction_loss,dropout_rate,lr,n_epochs,n_params,run index"
     assert (tmp_path / "tables" / "ranking.csv").read_text().splitlines()[0] == f"rank,{header}"
+
+
+BROKEN = """
+name: broken
+objective: scvi
+data: {{path: {cells}}}
+split: {{validation: 0.3, seed: 0}}
+space: {{lr: {{choice: [1.0e+30, 0.01, 0.005]}}}}
+search: {{algorithm: grid}}
+budget: {{max_trials: 3}}
+fixed: {{max_epochs: 2, n_hidden: 16, marginal_ll_draws: 5}}
+"""
+
+
+def test_losses_that_are_no_numbers_fail_their_trial_alone_and_rank_last(
+    run_cli: Callable[..., subprocess.CompletedProcess[str]], store: MongoStore, tmp_path: Path, cells_path: Path
+) -> None:
+    (tmp_path / "broken.yaml").write_text(BROKEN.format(cells=cells_path))
+    launched = run_cli("launch", "broken.yaml", "--workers", "1")
+    assert launched.returncode == 0, launched.stderr
+    trials = {trial.params["lr"]: trial for trial in store.trials.find("broken")}
+    assert {lr: trial.state for lr, trial in trials.items()} == {
+        1e30: TrialState.FAILED,
+        0.01: TrialState.FINISHED,
+        0.005: TrialState.FINISHED,
+    }
+    assert {attempt.cause for attempt in trials[1e30].attempts} == {"not-a-number"}
+    assert run_cli("report", "broken", "--out", "tables").returncode == 0
+    with (tmp_path / "tables" / "ranking.csv").open(newline="") as file:
+        ranked = [float(row["lr"]) for row in csv.DictReader(file)]
+    assert ranked[-1] == 1e30
+    assert len(ranked) == 3

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from workers.workloads.scvi.likelihood import log_mean_exp, mean_and_se, score_cells
-from workers.workloads.scvi.training import library_prior
+from workers.workloads.scvi.likelihood import log_mean_exp, score_cells
+from workers.workloads.scvi.models import library_prior
+from workers.workloads.scvi.uncertainty import mean_and_se
 
 pytestmark = pytest.mark.heavy
 
@@ -53,13 +54,16 @@ def test_poor_proposal_is_biased_low_by_the_known_amount(draws: int, expected: f
 
 
 def test_reconstruction_likelihoods_of_scvi_tools_are_the_published_formulas() -> None:
-    from scvi.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
+    from scipy.stats import nbinom
+    from scvi.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 
     mu, theta, x = torch.tensor(2.0), torch.tensor(1.5), torch.tensor([0.0, 3.0])
     nb = NegativeBinomial(mu=mu, theta=theta).log_prob(x)
     zinb = ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=torch.tensor(0.3)).log_prob(x)
     torch.testing.assert_close(nb, torch.tensor([-1.2709468, -2.1670348]), rtol=0, atol=2e-6)
     torch.testing.assert_close(zinb, torch.tensor([-0.3655147, -3.0213901]), rtol=0, atol=2e-6)
+    assert float(Poisson(rate=mu).log_prob(x)[1]) == pytest.approx(-1.7123179, abs=2e-6)
+    np.testing.assert_allclose(nb, nbinom.logpmf([0, 3], 1.5, 1.5 / 3.5), atol=2e-6)
 
 
 def loader(model: Any, indices: Any, batch_size: int = 128) -> Any:

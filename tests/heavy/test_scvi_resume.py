@@ -112,11 +112,20 @@ def in_processes(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks")
-@pytest.mark.parametrize(("params", "batch"), [(STOPS_EARLY, None), (TO_THE_END, "donor_id")])
+@pytest.mark.parametrize(
+    ("params", "columns"),
+    [
+        (STOPS_EARLY, {}),
+        (TO_THE_END, {"batch": "donor_id"}),
+        ({**TO_THE_END, "model": "LinearSCVI", "reconstruction_loss": "poisson"}, {"batch": "donor_id"}),
+        ({**TO_THE_END, "model": "SCANVI", "unlabeled_category": "type_0"}, {"labels": "cell_type"}),
+    ],
+    ids=["stops early", "to the end", "LinearSCVI", "SCANVI"],
+)
 def test_interrupted_training_ends_as_the_uninterrupted_one(
-    cells_path: Path, tmp_path: Path, params: dict[str, Any], batch: str | None
+    cells_path: Path, tmp_path: Path, params: dict[str, Any], columns: dict[str, str]
 ) -> None:
-    data = {"path": str(cells_path), "genes": {"top_variance": 40}, **({"batch": batch} if batch else {})}
+    data = {"path": str(cells_path), "genes": {"top_variance": 40}, **columns}
     points = sorted(random.Random(12).sample(range(1, 8), 5))
     runs = {"whole": [], "five times": points, "once": [points[2]]}
     ends = in_processes(tmp_path, data, params, runs)
@@ -172,10 +181,11 @@ def test_asked_for_ends_after_the_epoch(prepared: Any, tmp_path: Path) -> None:
     assert (result, len(curve), keeper.saved_at, keeper.paused_at) == (None, 1, 1, None)
 
 
+@pytest.mark.parametrize("other", [{"n_hidden": 16}, {"model": "LinearSCVI"}, {"lr_patience": None}])
 def test_checkpoint_of_another_model_is_left_alone(
-    prepared: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    prepared: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, other: dict[str, Any]
 ) -> None:
-    assert trained(prepared, Keeper(tmp_path / "a", target=1), n_hidden=16)[0] is None
+    assert trained(prepared, Keeper(tmp_path / "a", target=1), **other)[0] is None
     earlier = latest(tmp_path / "a")
     assert earlier is not None
     result, curve = trained(prepared, Keeper(tmp_path / "b", earlier=earlier.folder), max_epochs=2)

@@ -20,6 +20,7 @@ from workers.workloads.registry import get_workload
 from workers.workloads.scvi import training
 from workers.workloads.scvi.best import BestEpoch
 from workers.workloads.scvi.callbacks import EpochEnd, copy_weights
+from workers.workloads.scvi.quiet import quiet
 from workers.workloads.scvi.space import FIELDS
 
 pytestmark = pytest.mark.heavy
@@ -47,7 +48,7 @@ def run(prepared: Any, **params: Any) -> tuple[Any, list[tuple[int, Mapping[str,
 def test_result_says_what_it_is(prepared: Any) -> None:
     result, sent = run(prepared)
     n_train, n_validation = len(prepared.split.train), len(prepared.split.validation)
-    assert set(result.metrics) == set(WORKLOAD.metrics())
+    assert set(result.metrics) == set(WORKLOAD.metrics()) - {"accuracy_validation"}
     score = result.metrics["marginal_ll"]
     assert (score.split, score.draws, score.n) == ("validation", 20, n_validation)
     assert score.estimator == "importance sampling from the posterior (on average an upper bound)"
@@ -55,6 +56,12 @@ def test_result_says_what_it_is(prepared: Any) -> None:
     assert score.epoch == result.facts["n_epochs"]
     assert score.value < result.metrics["elbo_validation"].value
     assert result.metrics["elbo_train"].n == n_train
+    for part in ("train", "validation"):
+        elbo, reconstruction = result.metrics[f"elbo_{part}"], result.metrics[f"reconstruction_{part}"]
+        assert (reconstruction.split, reconstruction.n, reconstruction.draws) == (part, elbo.n, elbo.draws)
+        assert reconstruction.value < elbo.value
+    assert 0 < result.facts["marginal_ll_se_draws"] < score.se
+    assert "marginal_ll_se_groups" not in result.facts
     assert [step for step, _ in sent] == [1, 2, 3, 4]
     assert all(set(values) == {"elbo_train", "elbo_validation"} for _, values in sent)
     assert result.facts["n_params"] == 2 * 40 * 32 + 2 * 32 * 5
@@ -74,6 +81,8 @@ def test_same_trial_gives_the_same_bits(prepared: Any) -> None:
         {"reconstruction_loss": "nb", "n_layers": 2, "dispersion": "gene-batch"},
         {"dispersion": "gene-cell", "dropout_rate": 0.9},
         {"lr_patience": 0, "lr_factor": 0.5},
+        {"lr_patience": None},
+        {"reconstruction_loss": "poisson"},
         {"early_stopping": False},
     ],
 )
@@ -92,6 +101,43 @@ def test_best_epoch_is_restored_and_counted_from_one(prepared: Any) -> None:
     assert result.facts["n_epochs_run"] == len(curve)
     assert curve[-1] > 2 * min(curve)
     assert result.metrics["elbo_validation"].value == pytest.approx(min(curve), rel=0.2)  # the curve has one draw
+
+
+@pytest.mark.parametrize("plateau", [{}, {"lr_patience": 0, "lr_factor": 0.95}])
+def test_training_for_exactly_n_epochs_gives_the_same_weights(prepared: Any, plateau: dict[str, Any]) -> None:
+    """Neither one epoch short, nor the last weights instead of the best: both were wrong in scVI's autotune of 2019."""
+    config = {**defaults(FIELDS), **SMALL, "lr": 0.3, "max_epochs": 8, "n_epochs_kl_warmup": 20, **plateau}
+    first = _weights(prepared, config)
+    assert first[0] < 8
+    again = _weights(prepared, {**config, "max_epochs": first[0], "early_stopping": False})
+    assert again[0] == first[0]
+    assert all(torch.equal(again[1][name], tensor) for name, tensor in first[1].items())
+    short = _weights(prepared, {**config, "max_epochs": first[0] - 1, "early_stopping": False})
+    assert not all(torch.equal(short[1][name], tensor) for name, tensor in first[1].items())
+
+
+def _weights(prepared: Any, config: dict[str, Any]) -> tuple[int, dict[str, torch.Tensor]]:
+    """Return epochs to the best state, and that state."""
+    with quiet():
+        training.seed_all(5)
+        trained = training.train(Trial(params={}), prepared, config)
+    return trained.n_epochs, trained.model.module.state_dict()
+
+
+def test_learning_rate_falls_after_25_epochs_without_progress_to_a_fifth(prepared: Any) -> None:
+    config = {**defaults(FIELDS), **SMALL}
+    plan = training._plan(training.build_model(prepared, config), config)
+    assert (plan.reduce_lr_on_plateau, plan.lr_patience, plan.lr_factor) == (True, 25, 0.2)
+    optimizer = plan.configure_optimizers()
+    schedule = optimizer["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(52):
+        rates.append(optimizer["optimizer"].param_groups[0]["lr"])
+        schedule.step(1.0)
+    assert rates == [0.01] * 27 + [0.01 * 0.2] * 25  # the first epoch is the best; 26 more without progress
+    for name in ("lr_patience", "lr_factor"):
+        off = {**config, name: None}
+        assert not training._plan(training.build_model(prepared, off), off).reduce_lr_on_plateau
 
 
 def test_epoch_curve_and_final_score_are_the_same_quantity(prepared: Any) -> None:

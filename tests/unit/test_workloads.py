@@ -18,6 +18,7 @@ from autotune.errors import CampaignError, ObjectiveError
 from workers.reporting import Trial
 from workers.workloads import registry
 from workers.workloads.registry import get_workload, workload_names
+from workers.workloads.scvi import ScviWorkload
 from workers.workloads.scvi.best import BestEpoch
 from workers.workloads.scvi.n_params import n_params
 
@@ -75,8 +76,13 @@ def test_default_space_of_scvi_is_the_published_one() -> None:
         ({"lr": float("nan")}, "must be a number > 0"),
         ({"lr": 0}, "must be a number > 0"),
         ({"dropout_rate": 1.0}, "< 1"),
-        ({"reconstruction_loss": "znb"}, "must be one of zinb, nb"),
+        ({"reconstruction_loss": "znb"}, "must be one of zinb, nb, poisson, not 'znb'"),
         ({"reconstruction_loss": ["nb"]}, "must be one of zinb, nb"),
+        ({"model": "scVI"}, "must be one of SCVI, LinearSCVI, SCANVI, not 'scVI'"),
+        ({"dispersion": "gene-label"}, "must be one of gene, gene-batch, gene-cell"),
+        ({"unlabeled_category": 3}, "unlabeled_category must be text, not 3"),
+        ({"unlabeled_category": ""}, "must be text"),
+        ({"classification_ratio": -1}, ">= 0"),
         ({"early_stopping": 1}, "true or false"),
     ],
 )
@@ -87,6 +93,44 @@ def test_wrong_fixed_values(fixed: dict[str, Any], message: str) -> None:
 
 def test_null_is_allowed_where_it_means_none() -> None:
     get_workload("scvi").check_fixed({"n_epochs_kl_warmup": None, "lr_patience": None})
+
+
+@pytest.mark.parametrize(
+    ("values", "data", "metrics", "message"),
+    [
+        ({"model": ["SCVI", "SCANVI"]}, {}, [], r"model SCANVI needs labels: set data\.labels"),
+        ({"model": ["SCANVI"]}, {"labels": "x", "batch": "x"}, [], "'x' both as data.labels and as data.batch"),
+        ({"model": ["SCVI", "LinearSCVI"], "dispersion": ["gene", "gene-cell"]}, {}, [], "no dispersion gene-cell"),
+        ({"model": ["SCVI"]}, {}, ["accuracy_validation"], "metric of model SCANVI alone"),
+        ({"model": ["SCVI", "SCANVI"]}, {"labels": "x"}, ["accuracy_validation"], "metric of model SCANVI alone"),
+        ({}, {}, ["accuracy_validation"], "metric of model SCANVI alone"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_one_line(
+    values: dict[str, list[str]], data: dict[str, str], metrics: list[str], message: str
+) -> None:
+    with pytest.raises(CampaignError, match=message) as refused:
+        ScviWorkload().check_together(values, data, metrics)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "data", "metrics"),
+    [
+        ({}, {}, ["marginal_ll"]),
+        ({"model": ["SCVI"], "dispersion": ["gene-cell"]}, {"labels": "x", "batch": "x"}, []),
+        ({"model": ["SCANVI"], "dispersion": ["gene-cell"]}, {"labels": "x", "batch": "y"}, ["accuracy_validation"]),
+        ({"model": ["LinearSCVI"], "dispersion": ["gene-batch"]}, {}, ["reconstruction_validation"]),
+    ],
+)
+def test_what_goes_together_is_taken(values: dict[str, list[str]], data: dict[str, str], metrics: list[str]) -> None:
+    ScviWorkload().check_together(values, data, metrics)
+
+
+def test_learning_rate_falls_by_default_as_in_the_published_study() -> None:
+    settings = get_workload("scvi").settings()
+    assert (settings["patience"], settings["lr_patience"], settings["lr_factor"]) == (50, 25, 0.2)
+    assert settings["model"] == "SCVI"
 
 
 @pytest.mark.parametrize(
@@ -163,7 +207,22 @@ def count(row: dict[str, str], genes: int) -> int:
 
 @pytest.mark.parametrize(
     ("genes", "layers", "hidden", "latent", "expected"),
-    [(558, 1, 256, 10, 290816), (558, 5, 64, 7, 105088), (3346, 3, 256, 14, 1982464), (720, 0, 64, 10, 14400)],
+    [
+        (558, 1, 256, 10, 290816),
+        (558, 1, 128, 12, 145920),
+        (558, 1, 128, 10, 145408),
+        (558, 5, 64, 7, 105088),
+        (558, 2, 256, 9, 421376),
+        (558, 3, 128, 12, 211456),
+        (3346, 1, 256, 14, 1720320),
+        (3346, 3, 256, 14, 1982464),
+        (3346, 1, 64, 5, 428928),
+        (720, 5, 256, 14, 900096),
+        (720, 2, 64, 9, 101504),
+        (720, 5, 64, 15, 126848),
+        (720, 0, 64, 10, 14400),
+        (558, 0, 128, 10, 11160),
+    ],
 )
 def test_n_params_known_answers(genes: int, layers: int, hidden: int, latent: int, expected: int) -> None:
     assert n_params(n_genes=genes, n_layers=layers, n_hidden=hidden, n_latent=latent) == expected

@@ -16,7 +16,7 @@ class Field:
     """One parameter or setting.
 
     Attributes:
-        kind: ``int``, ``float``, ``bool`` or ``choice``.
+        kind: ``int``, ``float``, ``bool``, ``text`` or ``choice``.
         default: Value when the campaign gives none.
         low: Smallest allowed value, or None.
         high: Largest allowed value, or None.
@@ -27,7 +27,7 @@ class Field:
         searchable: Whether it may stand in a search space.
     """
 
-    kind: Literal["int", "float", "bool", "choice"]
+    kind: Literal["int", "float", "bool", "text", "choice"]
     default: Any
     low: float | None = None
     high: float | None = None
@@ -45,6 +45,8 @@ class Field:
             return None if value in self.choices else f"must be {self._wanted()}, not {value!r}"
         if self.kind == "bool":
             return None if isinstance(value, bool) else f"must be true or false, not {value!r}"
+        if self.kind == "text":
+            return None if isinstance(value, str) and value else f"must be {self._wanted()}, not {value!r}"
         if isinstance(value, bool) or not isinstance(value, numbers.Integral if self.kind == "int" else numbers.Real):
             hint = " (text: write a number, without quotes)" if _is_number_text(value) else ""
             return f"must be {self._wanted()}, not {value!r}{hint}"
@@ -63,7 +65,7 @@ class Field:
         if self.kind == "choice":
             words = "one of " + ", ".join(str(choice) for choice in self.choices)
         else:
-            words = {"int": "a whole number", "float": "a number", "bool": "true or false"}[self.kind]
+            words = {"int": "a whole number", "float": "a number", "bool": "true or false", "text": "text"}[self.kind]
         bounds = [
             f"{sign} {bound:g}"
             for sign, bound in ((">=", self.low), (">", self.above), ("<=", self.high), ("<", self.below))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from autotune.errors import DataError
@@ -10,6 +11,8 @@ from workers.reporting import Result, Trial
 from workers.workloads.base import MetricSpec
 from workers.workloads.cells.prepared import PreparedCells, facts, prepare_cells, prepared_of
 from workers.workloads.fields import check_searchable, check_values, defaults
+from workers.workloads.scvi.checks import check_combination
+from workers.workloads.scvi.remarks import remarks
 from workers.workloads.scvi.space import FIELDS, METRICS, SETTINGS, space
 
 _FEWEST_CELLS = 3  # batch normalisation needs more than one cell per batch; as many as in scVI of 2019
@@ -27,6 +30,7 @@ class ScviWorkload:
         "lightning.pytorch",
         "scvi",
         "workers.workloads.scvi.training",
+        "workers.workloads.scvi.scores",
     )
     default_metric = "marginal_ll"
 
@@ -35,7 +39,7 @@ class ScviWorkload:
         return space()
 
     def metrics(self) -> Mapping[str, MetricSpec]:
-        """Return the metrics: ``marginal_ll``, ``elbo_validation``, ``elbo_train``."""
+        """Return the metrics, ``marginal_ll`` first; ``accuracy_validation`` is there for SCANVI only."""
         return METRICS
 
     def settings(self) -> dict[str, Any]:
@@ -58,21 +62,75 @@ class ScviWorkload:
         """Check the names of a user's space; raises `CampaignError`."""
         check_searchable(self.name, FIELDS, names)
 
+    def check_together(
+        self, values: Mapping[str, Sequence[Any]], data: Mapping[str, Any], metrics: Iterable[str]
+    ) -> None:
+        """Check what parameters, data and metrics ask of each other; raises `CampaignError`."""
+        check_combination(values, data, metrics)
+
     def inspect(self, data: Mapping[str, Any], split: Mapping[str, Any]) -> dict[str, Any]:
         """Check data and split without torch; raises `CampaignError`, `DataError`."""
-        return facts(self.prepare(data, split), split)
+        prepared = self.prepare(data, split)
+        found = facts(prepared, split)
+        found["data"]["warnings"] = [*found["data"].get("warnings", ()), *remarks(prepared)]
+        return found
 
     def prepare(self, data: Mapping[str, Any], split: Mapping[str, Any]) -> PreparedCells:
-        """Load and split the cells; raises `CampaignError`, `DataError`."""
-        prepared = prepare_cells(data, split)
+        """Load and split the cells, the test part left out unless unsealed; raises `CampaignError`, `DataError`."""
+        prepared = prepare_cells(data, split, sealed=not split.get("unsealed", False))
         if len(prepared.split.train) < _FEWEST_CELLS:
             raise DataError(f"only {len(prepared.split.train)} training cells: scvi needs {_FEWEST_CELLS} or more")
         return prepared
 
     def run(self, trial: Trial) -> Result:
         """Train one configuration and score its best epoch; see `workers.workloads.scvi.training.run_trial`."""
-        prepared = prepared_of(trial.data, fold=trial.fold)
-        self.check_fixed(trial.params)
+        prepared, config = self._of(trial)
         from workers.workloads.scvi.training import run_trial
 
-        return run_trial(trial, prepared, {**defaults(FIELDS), **trial.params})
+        return run_trial(trial, prepared, config)
+
+    def save(self, trial: Trial, folder: Path) -> Result:
+        """Train as `run` does and write the model; see `workers.workloads.scvi.saving.save_trial`."""
+        prepared, config = self._of(trial)
+        from workers.workloads.scvi.saving import save_trial
+
+        return save_trial(trial, prepared, config, folder)
+
+    def evaluate(self, trial: Trial, settings: Mapping[str, Any]) -> Result:
+        """Train as `run` does, score on the test part and impute; see `workers.workloads.scvi.evaluation`."""
+        prepared, config = self._of(trial)
+        from workers.workloads.scvi.evaluation import evaluate_trial
+
+        return evaluate_trial(trial, prepared, config, settings)
+
+    def evaluation_settings(self) -> dict[str, Any]:
+        """Return the settings of `evaluate` and their defaults."""
+        from workers.workloads.scvi.evaluation import evaluation_settings
+
+        return evaluation_settings()
+
+    def evaluation_metrics(self) -> Mapping[str, MetricSpec]:
+        """Return every metric that `evaluate` returns."""
+        from workers.workloads.scvi.evaluation import evaluation_metrics
+
+        return evaluation_metrics()
+
+    def check_evaluation(self, settings: Mapping[str, Any]) -> None:
+        """Check settings of `evaluate`; raises `CampaignError`."""
+        from workers.workloads.scvi.evaluation import check_evaluation
+
+        check_evaluation(settings)
+
+    def _of(self, trial: Trial) -> tuple[PreparedCells, dict[str, Any]]:
+        """Return a trial's cells, and its configuration with all defaults.
+
+        Raises:
+            CampaignError: On a wrong value, or values that do not go together.
+            ObjectiveError: If the trial has no prepared cells.
+        """
+        prepared = prepared_of(trial.data, fold=trial.fold)
+        self.check_fixed(trial.params)
+        config = {**defaults(FIELDS), **trial.params}
+        columns = {"labels": prepared.spec.labels, "batch": prepared.spec.batch}
+        check_combination({name: (value,) for name, value in config.items()}, columns, [])
+        return prepared, config

@@ -1,4 +1,4 @@
-"""Held-out likelihood of an scVI module: importance sampling and ELBO, one value per cell.
+"""Held-out likelihood of an scVI module: importance sampling, ELBO and reconstruction, one value per cell.
 
 Differs from scvi-tools' ``get_marginal_ll`` on purpose: every cell and every draw counts the same. There, unequal
 last batches are over-weighted (means of batch means), and draws that are not a multiple of the draws per pass are
@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from workers.workloads.scvi.priors import latent_prior, log_ratio
+from workers.workloads.scvi.uncertainty import jackknife_variance
+
 MAX_ELEMENTS = 2_000_000  # draws x cells x genes of one pass: fastest on a CPU, and some 100 MB of temporaries
 
 
@@ -25,10 +28,15 @@ class CellScores:
     Attributes:
         log_likelihood: Estimate of ``log p(x)``, shape ``(n_cells,)``; higher is better.
         negative_elbo: Reconstruction loss (mean over draws) plus KL divergences, shape ``(n_cells,)``.
+        reconstruction: The mean over draws of ``-log p(x | z)`` alone, shape ``(n_cells,)``.
+        draw_variance: Variance of `log_likelihood` over draws, by the jackknife, shape ``(n_cells,)``; None for a
+            single draw.
     """
 
     log_likelihood: torch.Tensor
     negative_elbo: torch.Tensor
+    reconstruction: torch.Tensor
+    draw_variance: torch.Tensor | None = None
 
 
 def log_mean_exp(log_weights: torch.Tensor) -> torch.Tensor:
@@ -44,27 +52,17 @@ def log_mean_exp(log_weights: torch.Tensor) -> torch.Tensor:
     return torch.logsumexp(log_weights, dim=0) - math.log(log_weights.shape[0])
 
 
-def mean_and_se(values: torch.Tensor) -> tuple[float, float | None]:
-    """Return mean and standard error over cells.
-
-    Args:
-        values: Shape ``(n_cells,)``.
-    """
-    count = values.shape[0]
-    se = float(values.std(correction=1)) / math.sqrt(count) if count > 1 else None
-    return float(values.mean()), se
-
-
 def score_cells(
     module: Any, batches: Iterable[dict[str, torch.Tensor]], *, draws: int, max_elements: int = MAX_ELEMENTS
 ) -> CellScores:
     """Score cells under a trained scVI module, in evaluation mode.
 
     ``log p(x) ~ log mean_k exp(log p(x | z_k, l_k) + log p(z_k) - log q(z_k | x) + log p(l_k) - log q(l_k | x))``;
-    the library terms are there only when the library size is latent. (scVI 2019, ``log_likelihood.py``.)
+    the library terms are there only when the library size is latent. (scVI 2019, ``log_likelihood.py``.) Of SCANVI
+    the label is latent too: see `priors.LabelledPrior`.
 
     Args:
-        module: ``scvi.module.VAE``.
+        module: ``scvi.module.VAE`` or one of its kin (``LDVAE``, ``SCANVAE``).
         batches: Minibatches as scvi-tools' data loaders give them.
         draws: Number of draws per cell, each counted once, however they are spread over passes.
         max_elements: Bound on draws x cells x genes of one pass.
@@ -80,9 +78,12 @@ def score_cells(
             ]
     finally:
         module.train(was_training)
+    variances = [part.draw_variance for part in parts if part.draw_variance is not None]
     return CellScores(
-        log_likelihood=torch.cat([likelihood for likelihood, _ in parts]),
-        negative_elbo=torch.cat([elbo for _, elbo in parts]),
+        log_likelihood=torch.cat([part.log_likelihood for part in parts]),
+        negative_elbo=torch.cat([part.negative_elbo for part in parts]),
+        reconstruction=torch.cat([part.reconstruction for part in parts]),
+        draw_variance=torch.cat(variances) if variances else None,
     )
 
 
@@ -94,33 +95,38 @@ def _small_enough(batch: dict[str, torch.Tensor], max_elements: int) -> Iterable
         yield {name: tensor[start : start + step] for name, tensor in batch.items() if tensor is not None}
 
 
-def _score_batch(
-    module: Any, batch: dict[str, torch.Tensor], *, draws: int, max_elements: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log-likelihood and negative ELBO of the cells of one batch, each of shape ``(n_cells,)``."""
+def _score_batch(module: Any, batch: dict[str, torch.Tensor], *, draws: int, max_elements: int) -> CellScores:
+    """Return the scores of the cells of one batch."""
     batch = {name: tensor.to(module.device) for name, tensor in batch.items()}
     cells, genes = batch["X"].shape
     inferred = module.inference(**module._get_inference_input(batch))
     posterior, library_posterior = inferred["qz"], inferred["ql"]
+    prior = latent_prior(module, posterior)
     library_prior = None if library_posterior is None else _library_prior(module, batch)
-    per_pass = max(1, min(draws, max_elements // (cells * genes)))
-    log_weights, reconstruction = [], []
+    per_pass = max(1, min(draws, max_elements // (cells * max(genes, prior.width))))
+    log_weights, log_likelihoods = [], []
     for done in range(0, draws, per_pass):
         number = min(per_pass, draws - done)
         z = posterior.sample((number,))
-        weight = _log_ratio(_standard_normal(z), posterior, z)
+        weight = prior.log_ratio(z)
         library = inferred["library"].expand(number, cells, 1)
         if library_posterior is not None:
             library = library_posterior.sample((number,))
-            weight = weight + _log_ratio(library_prior, library_posterior, library)
+            weight = weight + log_ratio(library_prior, library_posterior, library)
         log_p_x = _log_p_x(module, batch, z, library)
         log_weights.append(log_p_x + weight)
-        reconstruction.append(log_p_x)
-    divergence = kl_divergence(posterior, _standard_normal(posterior.loc)).sum(-1, dtype=torch.float64)
+        log_likelihoods.append(log_p_x)
+    divergence = prior.divergence()
     if library_posterior is not None:
         divergence = divergence + kl_divergence(library_posterior, library_prior).sum(-1, dtype=torch.float64)
-    elbo = divergence - torch.cat(reconstruction).mean(dim=0)
-    return log_mean_exp(torch.cat(log_weights)).cpu(), elbo.cpu()
+    weights, mean = torch.cat(log_weights), torch.cat(log_likelihoods).mean(dim=0)
+    variance = jackknife_variance(weights)
+    return CellScores(
+        log_likelihood=log_mean_exp(weights).cpu(),
+        negative_elbo=(divergence - mean).cpu(),
+        reconstruction=(-mean).cpu(),
+        draw_variance=None if variance is None else variance.cpu(),
+    )
 
 
 def _log_p_x(module: Any, batch: dict[str, torch.Tensor], z: torch.Tensor, library: torch.Tensor) -> torch.Tensor:
@@ -136,16 +142,6 @@ def _log_p_x(module: Any, batch: dict[str, torch.Tensor], z: torch.Tensor, libra
     }
     generated = module.generative(**module._get_generative_input(repeated, drawn))
     return generated["px"].log_prob(repeated["X"]).sum(-1, dtype=torch.float64).reshape(number, cells)
-
-
-def _log_ratio(prior: Any, posterior: Any, value: torch.Tensor) -> torch.Tensor:
-    """Return ``log prior(value) - log posterior(value)`` summed over the last dimension, float64."""
-    return (prior.log_prob(value) - posterior.log_prob(value)).sum(-1, dtype=torch.float64)
-
-
-def _standard_normal(like: torch.Tensor) -> Normal:
-    """Return N(0, 1) of the shape of `like`."""
-    return Normal(torch.zeros_like(like), torch.ones_like(like))
 
 
 def _library_prior(module: Any, batch: dict[str, torch.Tensor]) -> Normal:

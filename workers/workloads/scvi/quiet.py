@@ -14,6 +14,7 @@ _EXPECTED = (
     r"The '\w+_dataloader' does not have many workers",  # the counts are in memory: workers would only copy them
     r"GPU available but not used",  # a slot on the CPU of a host that has GPUs
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.13
+    r"Category \d+ in adata\.obs\[.*\] has fewer than 3 cells",  # told once, at launch
     r"This dataset has some empty cells",  # they are left out; the library prior is computed without them
 )
 

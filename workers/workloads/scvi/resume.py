@@ -86,18 +86,24 @@ class BetweenEpochs(Callback):
         self._epoch_end = epoch_end
         self._resumed: State | None = None
 
-    def load(self, trainer: Any, module: torch.nn.Module) -> None:
+    def load(self, trainer: Any, plan: Any) -> None:
         """Look for the state of an earlier attempt; where there is one, the trainer goes on behind its last epoch.
 
-        To be called before ``trainer.fit``. A state that does not fit this model is left alone: the log says so, and
-        the training begins anew.
+        To be called before ``trainer.fit``. A state that does not fit this model, or was trained with another kind of
+        schedule, is left alone: the log says so, and the training begins anew.
+
+        Args:
+            trainer: Lightning's trainer.
+            plan: scvi-tools' training plan.
         """
         folder = self._checkpoint.load()
         if folder is None:
             return
         try:
             state = State.read(folder)
-            _check_fit(state, module)
+            _check_fit(state, plan.module)
+            if bool(state.rest["schedules"]) != plan.reduce_lr_on_plateau:
+                raise ValueError("it has another schedule of learning rates")
         except ValueError as error:
             extra = {"action": "checkpoint-unusable"}
             _log.warning("the training begins anew, its checkpoint is not usable: %s", error, extra=extra)

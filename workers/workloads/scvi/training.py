@@ -4,44 +4,34 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from autotune.errors import ObjectiveError
-from workers.reporting import Metric, Result, Trial, is_finite
+from workers.reporting import NoCheckpoint, Result, Trial
 from workers.workloads.cells.prepared import PreparedCells
 from workers.workloads.scvi.best import BestEpoch
 from workers.workloads.scvi.callbacks import EpochEnd
-from workers.workloads.scvi.likelihood import mean_and_se, score_cells
-from workers.workloads.scvi.n_params import n_params
+from workers.workloads.scvi.loaders import semi_supervised, unsupervised
+from workers.workloads.scvi.models import Trained, build_model
 from workers.workloads.scvi.quiet import quiet
 from workers.workloads.scvi.resume import BetweenEpochs
+from workers.workloads.scvi.scores import score_trained
+from workers.workloads.scvi.space import SEMI_SUPERVISED
 
-_IMPORTANCE_SAMPLING = "importance sampling from the posterior (on average an upper bound)"
-_SMALLEST_BATCH = 3  # smaller last batches are skipped, as in scVI of 2019
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A trained model with the weights of its best epoch.
-
-    Attributes:
-        model: ``scvi.model.SCVI``.
-        n_epochs: Number of epochs trained to reach these weights.
-        n_epochs_run: Number of epochs trained in all.
-    """
-
-    model: Any
-    n_epochs: int
-    n_epochs_run: int
+__all__ = ["Trained", "build_model", "run_trial", "seed_all", "silent", "train", "train_and_score"]
 
 
 def run_trial(trial: Trial, prepared: PreparedCells, config: Mapping[str, Any]) -> Result:
-    """Train one configuration and score it.
+    """Train one configuration and score it; see `train_and_score`."""
+    return train_and_score(trial, prepared, config)[1]
+
+
+def train_and_score(trial: Trial, prepared: PreparedCells, config: Mapping[str, Any]) -> tuple[Trained, Result]:
+    """Train one configuration and score it on training and validation cells.
 
     Args:
         trial: Gives seed, device and threads, and takes the reports.
@@ -51,14 +41,15 @@ def run_trial(trial: Trial, prepared: PreparedCells, config: Mapping[str, Any]) 
     Raises:
         TrialStopped: Passed on from the trial.
         FloatingPointError: If training or scoring gave NaN or infinity.
+        DataError: If the model asks for labels that are not there.
         ObjectiveError: If the device is unknown.
     """
     with quiet():
         torch.set_num_threads(trial.threads)
-        _seed(trial.seed)
+        seed_all(trial.seed)
         trained = train(trial, prepared, config)
-        _seed(trial.seed)
-        return _scored(trained, prepared, config)
+        seed_all(trial.seed)
+        return trained, score_trained(trained, prepared, config)
 
 
 def train(trial: Trial, prepared: PreparedCells, config: Mapping[str, Any]) -> Trained:
@@ -67,9 +58,12 @@ def train(trial: Trial, prepared: PreparedCells, config: Mapping[str, Any]) -> T
     Best is the lowest ``elbo_validation`` (no KL weight). Without ``early_stopping`` all ``max_epochs`` are trained,
     and the best epoch is still the one that counts. Where an earlier attempt left a checkpoint, it goes on from there.
 
+    The caller seeds (`seed_all`) and quietens (`quiet`). A training within a trial is given `silent` of it.
+
     Raises:
         TrialStopped: Passed on from the trial.
         FloatingPointError: If a loss is NaN or infinite.
+        DataError: If the model asks for labels that are not there.
     """
     model = build_model(prepared, config)
     accelerator, devices, device = _device(trial.device)
@@ -87,61 +81,19 @@ def train(trial: Trial, prepared: PreparedCells, config: Mapping[str, Any]) -> T
     return Trained(model=model, n_epochs=best.epoch, n_epochs_run=epoch_end.n_epochs_run)
 
 
-def build_model(prepared: PreparedCells, config: Mapping[str, Any]) -> Any:
-    """Return an untrained ``scvi.model.SCVI``; the counts are shared, not copied.
-
-    A latent library size gets its prior from the training cells only, so that held-out cells tell the model nothing.
-    """
-    import anndata
-    import pandas
-    import scvi
-
-    cells, column = prepared.cells, prepared.spec.batch
-    obs = pandas.DataFrame(index=pandas.RangeIndex(len(cells.names)).astype(str))
-    if column is not None:
-        obs["batch"] = pandas.Categorical(cells.obs[column])
-    table = anndata.AnnData(X=cells.counts, obs=obs)
-    scvi.model.SCVI.setup_anndata(table, batch_key=None if column is None else "batch")
-    model = scvi.model.SCVI(
-        table,
-        n_hidden=config["n_hidden"],
-        n_latent=config["n_latent"],
-        n_layers=config["n_layers"],
-        dropout_rate=config["dropout_rate"],
-        dispersion=config["dispersion"],
-        gene_likelihood=config["reconstruction_loss"],
-        use_observed_lib_size=config["use_observed_lib_size"],
-    )
-    if not config["use_observed_lib_size"]:
-        codes = np.zeros(len(cells.names), dtype=int) if column is None else obs["batch"].cat.codes.to_numpy()
-        log_library = np.log(np.asarray(cells.counts.sum(axis=1, dtype=np.float64)).ravel()[prepared.split.train])
-        means, variances = library_prior(log_library, codes[prepared.split.train], model.module.n_batch)
-        model.module.library_log_means.copy_(torch.from_numpy(means))
-        model.module.library_log_vars.copy_(torch.from_numpy(variances))
-    return model
+def silent(trial: Trial) -> Trial:
+    """Return a trial for a training within a trial: same seed, device and threads; no reports, no checkpoints."""
+    return replace(trial, send=lambda step, metrics: None, checkpoint=NoCheckpoint())
 
 
-def library_prior(
-    log_library: npt.NDArray[np.float64], codes: npt.NDArray[Any], n_batches: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return mean and variance of the log library size per batch.
-
-    Args:
-        log_library: Log of total counts of training cells, shape ``(n_train,)``.
-        codes: Batch of these cells, 0 .. n_batches - 1.
-        n_batches: Number of batches; one without training cells (or with equal ones) gets the values of all cells.
-
-    Returns:
-        Means and variances, each of shape ``(1, n_batches)``.
-    """
-    means = np.full((1, n_batches), log_library.mean())
-    variances = np.full((1, n_batches), max(log_library.var(), 1e-6))
-    for code in np.unique(codes):
-        own = log_library[codes == code]
-        means[0, code] = own.mean()
-        if own.var() > 0:
-            variances[0, code] = own.var()
-    return means, variances
+def seed_all(seed: int) -> None:
+    """Seed Python, numpy and torch; fix cuDNN's choice of algorithms."""
+    small = seed % 2**32
+    random.seed(small)
+    np.random.seed(small)
+    torch.manual_seed(small)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
 
 
 def _fit(
@@ -156,20 +108,14 @@ def _fit(
 ) -> None:
     """Run the training loop with scvi-tools' own data splitter, training plan and trainer.
 
-    ``SCVI.train`` is these three plus a logger and messages on standard output, which trials do without.
+    The models' own ``train`` is these three plus a logger and messages on standard output, which trials do without.
     """
-    from scvi.dataloaders import DataSplitter
-    from scvi.train import Trainer, TrainingPlan
+    from scvi.train import Trainer
 
-    split, batch_size = prepared.split, config["batch_size"]
-    left_out = np.setdiff1d(np.arange(len(prepared.cells.names)), np.union1d(split.train, split.validation))
-    splitter = DataSplitter(
-        model.adata_manager,
-        external_indexing=[split.train, split.validation, left_out],
-        batch_size=batch_size,
-        drop_last=0 < len(split.train) % batch_size < _SMALLEST_BATCH,
-    )
-    plan = TrainingPlan(model.module, **_plan_arguments(config))
+    split = prepared.split
+    loaders = semi_supervised if config["model"] == SEMI_SUPERVISED else unsupervised
+    data = loaders(model, split.train, split.validation, batch_size=config["batch_size"])
+    plan = _plan(model, config)
     plan.n_obs_training, plan.n_obs_validation = len(split.train), len(split.validation)
     trainer = Trainer(
         max_epochs=config["max_epochs"],
@@ -181,9 +127,9 @@ def _fit(
         logger=False,
         callbacks=[epoch_end, between],
     )
-    between.load(trainer, model.module)
+    between.load(trainer, plan)
     try:
-        trainer.fit(plan, splitter)
+        trainer.fit(plan, data)
     except ValueError as error:
         if _is_broken(model.module):
             raise FloatingPointError(f"weights became NaN in epoch {epoch_end.n_epochs_run + 1}") from error
@@ -192,79 +138,30 @@ def _fit(
         raise
 
 
-def _plan_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of scvi-tools' training plan; its own values where only one of two lr settings is given."""
-    arguments = {
+def _plan(model: Any, config: Mapping[str, Any]) -> Any:
+    """Return scvi-tools' training plan of a model; the learning rate falls unless one of its two settings is null."""
+    from scvi.train import SemiSupervisedTrainingPlan, TrainingPlan
+
+    arguments: dict[str, Any] = {
         "lr": config["lr"],
         "weight_decay": config["weight_decay"],
         "n_epochs_kl_warmup": config["n_epochs_kl_warmup"],
     }
-    plateau = {name: config[name] for name in ("lr_patience", "lr_factor") if config[name] is not None}
-    return {**arguments, **plateau, "reduce_lr_on_plateau": bool(plateau)}
+    if config["lr_patience"] is not None and config["lr_factor"] is not None:
+        arguments |= {
+            "reduce_lr_on_plateau": True,
+            "lr_patience": config["lr_patience"],
+            "lr_factor": config["lr_factor"],
+        }
+    if config["model"] != SEMI_SUPERVISED:
+        return TrainingPlan(model.module, **arguments)
+    ratio = config["classification_ratio"]
+    return SemiSupervisedTrainingPlan(model.module, model.n_labels, classification_ratio=ratio, **arguments)
 
 
 def _is_broken(module: torch.nn.Module) -> bool:
     """Return whether any weight is NaN or infinite."""
     return any(not bool(torch.isfinite(weight).all()) for weight in module.state_dict().values())
-
-
-def _scored(trained: Trained, prepared: PreparedCells, config: Mapping[str, Any]) -> Result:
-    """Return metrics and facts of a trained model.
-
-    Raises:
-        FloatingPointError: If a metric is NaN or infinite.
-    """
-    split, module, draws = prepared.split, trained.model.module, config["marginal_ll_draws"]
-    held_out = score_cells(module, _batches(trained.model, split.validation), draws=draws)
-    training = score_cells(module, _batches(trained.model, split.train), draws=1)
-    metrics = {
-        "marginal_ll": _metric(-held_out.log_likelihood, "validation", trained, draws, _IMPORTANCE_SAMPLING),
-        "elbo_validation": _metric(
-            held_out.negative_elbo, "validation", trained, draws, "reconstruction loss + KL, weight 1"
-        ),
-        "elbo_train": _metric(training.negative_elbo, "train", trained, 1, "reconstruction loss + KL, weight 1"),
-    }
-    for name, metric in metrics.items():
-        if not is_finite(metric.value):
-            raise FloatingPointError(f"{name} is {metric.value} at epoch {trained.n_epochs}")
-    facts = {
-        "n_epochs": trained.n_epochs,
-        "n_epochs_run": trained.n_epochs_run,
-        "max_epochs": config["max_epochs"],
-        "n_params": n_params(
-            n_genes=prepared.cells.counts.shape[1],
-            n_layers=config["n_layers"],
-            n_hidden=config["n_hidden"],
-            n_latent=config["n_latent"],
-        ),
-        "n_weights": sum(weight.numel() for weight in module.parameters()),
-        "n_train": len(split.train),
-        "n_validation": len(split.validation),
-    }
-    return Result(metrics=metrics, facts=facts)
-
-
-def _batches(model: Any, indices: npt.NDArray[np.int64]) -> Any:
-    """Return a data loader over chosen cells, in order."""
-    return model._make_data_loader(adata=model.adata, indices=indices, batch_size=128)
-
-
-def _metric(values: torch.Tensor, split: str, trained: Trained, draws: int, estimator: str) -> Metric:
-    """Return the mean over cells as a `Metric`; the standard error is that over cells."""
-    value, se = mean_and_se(values)
-    return Metric(
-        value=value, se=se, split=split, estimator=estimator, draws=draws, epoch=trained.n_epochs, n=len(values)
-    )
-
-
-def _seed(seed: int) -> None:
-    """Seed Python, numpy and torch; fix cuDNN's choice of algorithms."""
-    small = seed % 2**32
-    random.seed(small)
-    np.random.seed(small)
-    torch.manual_seed(small)
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
 
 
 def _device(name: str) -> tuple[str, Any, torch.device]:

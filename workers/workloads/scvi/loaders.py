@@ -1,0 +1,67 @@
+"""Minibatches of training and held-out cells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scvi.dataloaders import AnnDataLoader, DataSplitter, SemiSupervisedDataLoader
+
+_SMALLEST_BATCH = 3  # smaller last batches are skipped, as in scVI of 2019
+
+
+def drops_last(n_cells: int, batch_size: int) -> bool:
+    """Return whether the last batch of so many cells is too small to be trained on."""
+    return 0 < n_cells % batch_size < _SMALLEST_BATCH
+
+
+def unsupervised(model: Any, train: Any, validation: Any, *, batch_size: int) -> DataSplitter:
+    """Return Lightning's data: training cells, shuffled, and held-out cells, in order.
+
+    Args:
+        model: A model of scvi-tools.
+        train: Positions of training cells.
+        validation: Positions of held-out cells.
+        batch_size: Cells per batch.
+    """
+    return _splitter(DataSplitter, model, train, validation, batch_size)
+
+
+def semi_supervised(model: Any, train: Any, validation: Any, *, batch_size: int) -> DataSplitter:
+    """Return the same for SCANVI: each training batch comes with a batch of labelled training cells."""
+    return _splitter(_LabelledSplitter, model, train, validation, batch_size)
+
+
+class _LabelledSplitter(DataSplitter):
+    """Training batches as of scvi-tools' ``SemiSupervisedDataSplitter``.
+
+    That one also asks for labels of held-out cells, which have none here, and does not skip a last labelled batch of
+    a single cell, which batch normalisation cannot take.
+    """
+
+    def train_dataloader(self) -> Any:
+        """Create pairs of batches: any training cells, labelled training cells."""
+        arguments = {"shuffle": True, "pin_memory": self.pin_memory, **self.data_loader_kwargs}
+        loader = SemiSupervisedDataLoader(
+            self.adata_manager, indices=self.train_idx, drop_last=self.drop_last, **arguments
+        )
+        labelled: npt.NDArray[np.int64] = np.concatenate(loader.labeled_locs)
+        loader.dataloaders[1] = AnnDataLoader(
+            self.adata_manager,
+            indices=labelled,
+            drop_last=drops_last(len(labelled), self.data_loader_kwargs["batch_size"]),
+            **arguments,
+        )
+        return loader
+
+
+def _splitter(kind: type[DataSplitter], model: Any, train: Any, validation: Any, batch_size: int) -> DataSplitter:
+    n_cells = model.adata_manager.adata.n_obs
+    left_out = np.setdiff1d(np.arange(n_cells), np.union1d(train, validation))
+    return kind(
+        model.adata_manager,
+        external_indexing=[train, validation, left_out],
+        batch_size=batch_size,
+        drop_last=drops_last(len(train), batch_size),
+    )
