@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from autotune.local.benchmark import benchmark
     from autotune.local.session import CampaignResult, launch, resume
     from autotune.local.steering import cancel, enqueue, extend, pause, retry
+    from autotune.local.tuning import Tuned, tune_scvi
     from autotune.space import Space, parse_space
     from autotune.store.campaigns import Extension
     from autotune.store.mongo import MongoStore, open_store
@@ -28,6 +29,7 @@ _HOMES = {
     "MongoStore": "autotune.store.mongo",
     "Space": "autotune.space",
     "Trial": "autotune.trial",
+    "Tuned": "autotune.local.tuning",
     "benchmark": "autotune.local.benchmark",
     "cancel": "autotune.local.steering",
     "enqueue": "autotune.local.steering",
@@ -39,6 +41,7 @@ _HOMES = {
     "pause": "autotune.local.steering",
     "resume": "autotune.local.session",
     "retry": "autotune.local.steering",
+    "tune_scvi": "autotune.local.tuning",
 }
 
 __all__ = [
@@ -49,6 +52,7 @@ __all__ = [
     "MongoStore",
     "Space",
     "Trial",
+    "Tuned",
     "benchmark",
     "cancel",
     "enqueue",
@@ -60,6 +64,7 @@ __all__ = [
     "pause",
     "resume",
     "retry",
+    "tune_scvi",
 ]
 
 

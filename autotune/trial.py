@@ -152,6 +152,7 @@ class Attempt:
         timing: Seconds spent per phase.
         late_result: What it sent after its lease was gone: kept, never used as the trial's result.
         share: The part of its device that it had: 1 over the number of slots on that device.
+        threads: CPU threads that its training had; 0: nobody wrote them down.
         versions: Versions of the packages of its worker.
         mismatch: In which points its worker differed from the campaign, where that was allowed.
     """
@@ -170,6 +171,7 @@ class Attempt:
     timing: Mapping[str, float] = field(default_factory=dict)
     late_result: Mapping[str, Any] | None = None
     share: float = 1.0
+    threads: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
     mismatch: tuple[str, ...] = ()
 

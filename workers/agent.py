@@ -275,6 +275,7 @@ class Agent:
             host=socket.gethostname(),
             device=slot.device,
             share=slot.share,
+            threads=slot.threads,
             versions=self._versions,
             mismatch={n: self._admission.mismatch(r) for n, r in running.items()},
         )

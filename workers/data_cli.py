@@ -25,13 +25,20 @@ def data() -> None:
 @click.option("--check", is_flag=True, help="Compare a copy that is there already, and mend it where it differs.")
 @store_option
 def push(file: Path, name: str | None, check: bool, store_uri: str | None) -> None:
-    """Put FILE (.h5ad) into the store, from where workers on hosts that lack it fetch it.
+    """Put FILE (.h5ad, .loom, 10x .h5) into the store, from where workers on hosts that lack it fetch it.
 
     It is known by the SHA-256 of its content: pushing it twice stores it once. A push that was interrupted goes on
     where it stopped when it is run again.
     """
+    from autotune.errors import InputError
     from autotune.store.mongo import open_store
 
+    if file.is_dir():
+        made = f"{file.resolve().name}.h5ad"
+        raise InputError(
+            f"{file} is a folder, the store takes files: `autotune data convert {file} {made}`, push {made} and name it"
+            " as data.path"
+        )
     with open_store(store_uri) as opened, PushBar(file.name) as bar:
         pushed = opened.datasets.push(file, name=name, check=check, progress=bar.update)
     dataset, before = pushed.dataset, pushed.dataset.n_chunks - pushed.sent
@@ -89,6 +96,30 @@ def remove(dataset: str, store_uri: str | None) -> None:
         datasets.remove(found)
         datasets.clean()
     click.echo(f"removed {found.name}: {size_text(found.size)}, sha256 {found.sha256}")
+
+
+@data.command()
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("file", metavar="OUT.h5ad", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--layer", metavar="NAME", help="Layer of IN that holds the raw counts; default: its main matrix.")
+def convert(source: Path, file: Path, layer: str | None) -> None:
+    """Write the raw counts of IN (.h5ad, .loom, 10x .h5 or 10x folder) to OUT.h5ad, with all that describes cells."""
+    from autotune.errors import InputError
+    from workers.workloads.cells.conversion import convert as write
+
+    if file.suffix != ".h5ad":
+        raise InputError(f"{file} must end in .h5ad")
+    n_cells, n_genes = write(source, file, layer)
+    click.echo(f"wrote {file}: {n_cells} cells, {n_genes} genes", err=True)
+
+
+@data.command()
+@click.argument("name", metavar="cortex|pbmc|brain_large")
+def fetch(name: str) -> None:
+    """Fetch a public data set, as `data: {dataset: NAME}` does, and say where it lies."""
+    from workers.workloads.cells.named import ensure
+
+    click.echo(str(ensure(name)))
 
 
 @data.command()

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from autotune.errors import DataError, InputError, StoreError, StoreUnreachableError, WorkerError
 from autotune.home import home
+from workers.workloads.cells.named import by_path
 
 if TYPE_CHECKING:
     from autotune.store.datasets import Dataset, Datasets
@@ -114,7 +115,8 @@ class DatasetCache:
 
         That is `spec` itself where ``data.path`` is a readable file, unless the file has another content while the
         store has the right one; otherwise the path of the copy in the cache, which is fetched if need be. Waits while
-        the store is away. Quick when called again.
+        the store is away. Quick when called again. Of a public data set (``data.dataset``) likewise; where neither this
+        host nor the store has it, `spec` is returned, and who loads it fetches it.
 
         Args:
             spec: The campaign file as plain values.
@@ -124,7 +126,7 @@ class DatasetCache:
             DataError: If the content is nowhere, or the bound or the disk is too small; says what to do.
             WorkerError: If `stop` was set.
         """
-        data = spec.get("data") or {}
+        data = by_path(spec.get("data") or {})
         path, sha256 = data.get("path"), str(data.get("sha256") or "").lower()
         if not path or not sha256:
             return spec
@@ -134,6 +136,9 @@ class DatasetCache:
         try:
             if self._serves(local, sha256, stop):
                 return spec
+            dataset = (spec.get("data") or {}).get("dataset")
+            if dataset and self._patiently(partial(self._store.datasets.find, sha256), stop) is None:
+                return spec  # a public data set that the store lacks: who loads it fetches it from where it is public
             file = self._cached(local, sha256, str(spec["name"]), stop)
         except OSError as error:
             where = error.filename or self.folder
@@ -153,6 +158,8 @@ class DatasetCache:
 
     def _serves(self, local: Path, sha256: str, stop: threading.Event) -> bool:
         """Return whether to leave the judgement of a file on this host to who loads it."""
+        if any(os.path.isfile(local / name) for name in ("matrix.mtx", "matrix.mtx.gz")):
+            return True  # a 10x folder: the store holds files only
         if not os.path.isfile(local) or not os.access(local, os.R_OK):
             return False
         try:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from autotune.errors import CampaignError, InputError
+from autotune.errors import AutotuneError, CampaignError
 from autotune.space import Choice, LogNormal, Normal, Numeric, parse_space
 from autotune.space.walks import sample
 from workers.versions import environment
@@ -46,6 +46,7 @@ def inspect(campaign: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(campaign.get("space"), Mapping):
         workload.check_space(campaign["space"])
         check_values(workload, campaign["space"])
+    check_together(workload, campaign)
     return {
         "space": workload.default_space(),
         "metrics": {name: asdict(spec) for name, spec in workload.metrics().items()},
@@ -89,6 +90,25 @@ def check_values(workload: Workload, definition: Mapping[str, Any]) -> None:
                 raise CampaignError(f"space.{name}: {reason}") from None
 
 
+def check_together(workload: Workload, campaign: Mapping[str, Any]) -> None:
+    """Check that parameters, data and metrics of a campaign go together, where the workload has a say in it.
+
+    Raises:
+        CampaignError: What does not.
+    """
+    check = getattr(workload, "check_together", None)
+    if check is None:
+        return
+    space = campaign.get("space")
+    if not isinstance(space, Mapping):
+        space = workload.default_space()
+    values: dict[str, list[Any]] = {name: [value] for name, value in workload.settings().items()}
+    values |= {name: list(_values(parameter)) for name, parameter in parse_space(space).parameters.items()}
+    values |= {name: [value] for name, value in (campaign.get("fixed") or {}).items()}
+    metric = campaign.get("metric") or {}
+    check(values, campaign.get("data") or {}, [metric.get("name", workload.default_metric), *metric.get("also", ())])
+
+
 def _values(template: Any) -> Iterator[Any]:
     """Yield the values of a parameter that matter for its check; of a mapping or list that holds parameters one."""
     if isinstance(template, Choice):
@@ -114,7 +134,7 @@ def main() -> None:
     """Read a campaign from standard input, print what was found."""
     try:
         answer = inspect(json.load(sys.stdin))
-    except InputError as error:
+    except AutotuneError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
     except ModuleNotFoundError as error:
         message = f"this installation lacks {error.name}; install it with `pip install 'autotune[scvi]'`"

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,19 +18,10 @@ from autotune.processes import stop_on_signals
 from autotune.store.mongo import open_store
 from autotune.trial import Result, Trial
 from workers.admission import Admission
-from workers.channel import Message
-from workers.children import Children
-from workers.datasets import DatasetCache
-from workers.devices import Slot, make_slots
-from workers.ending import cause_of_death, kernel_oom_kills, result_of
-from workers.training import Child
+from workers.again import run_again, slot_like, unlike
 
 if TYPE_CHECKING:
     from autotune.store.base import CampaignRecord
-    from autotune.store.mongo import MongoStore
-
-_GRACE_S = 3.0
-_POLL_S = 0.25
 
 
 @click.command()
@@ -43,9 +31,9 @@ _POLL_S = 0.25
     "--tolerance", default=0.0, show_default=True, metavar="T", help="Scores that differ by no more are equal."
 )
 @click.option(
-    "--devices", default="auto", show_default=True, help="auto (the first GPU, else the CPU), cpu, or a GPU number."
+    "--devices", help="auto (the first GPU, else the CPU), cpu, or a GPU number; default: what the trial had."
 )
-@click.option("--threads", type=int, metavar="N", help="CPU threads; default: this machine's cores.")
+@click.option("--threads", type=int, metavar="N", help="CPU threads; default: as many as the trial had.")
 @click.option(
     "--allow-objective", "allowed", multiple=True, metavar="MODULE", help="As for `autotune worker`; repeatable."
 )
@@ -55,7 +43,7 @@ def replay(
     name: str,
     number: int,
     tolerance: float,
-    devices: str,
+    devices: str | None,
     threads: int | None,
     allowed: tuple[str, ...],
     allow_mismatch: bool,
@@ -67,113 +55,63 @@ def replay(
     """
     if not tolerance >= 0:
         raise InputError(f"--tolerance must be 0 or more, not {tolerance:g}")
-    slot = make_slots(devices, 1, threads)[0]
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    stop = threading.Event()
-    with open_store(store_uri) as store, stop_on_signals(stop, at_once=lambda: os._exit(exit_codes.INTERRUPTED)):
+    with open_store(store_uri) as store, stopped_by_signals() as stop:
         record, trial = store.campaigns.get(name), store.trials.get(name, number)
         if trial.score is None:
             raise StateError(f"trial {number} of '{name}' is {trial.state}; only a finished one has a score to compare")
-        refusal = Admission(allowed, allow_mismatch=allow_mismatch).refusal(record)
-        if refusal is not None:
-            raise WorkerError(refusal)
+        check_admitted(record, allowed, allow_mismatch=allow_mismatch)
+        slot = slot_like(trial, devices, threads)
         result = run_again(store, record, trial, slot, stop)
-    return _compare(record, trial, result, tolerance)
+    equal = compare(record, trial, result, unlike(trial, slot), tolerance)
+    return exit_codes.OK if equal else exit_codes.FAILURE
 
 
-def _compare(record: CampaignRecord, trial: Trial, result: Result, tolerance: float) -> int:
+@contextmanager
+def stopped_by_signals() -> Iterator[threading.Event]:
+    """Give an event that the first Ctrl-C sets; the second one ends this process at once.
+
+    Raises:
+        click.Abort: If what was stopped so ended with an error.
+    """
+    stop = threading.Event()
+    with stop_on_signals(stop, at_once=lambda: os._exit(exit_codes.INTERRUPTED)):
+        try:
+            yield stop
+        except WorkerError:
+            if stop.is_set():
+                raise click.Abort from None
+            raise
+
+
+def check_admitted(record: CampaignRecord, allowed: tuple[str, ...], *, allow_mismatch: bool) -> None:
+    """Refuse a campaign whose code may not run here; modules of the working directory may.
+
+    Raises:
+        WorkerError: Says what to do.
+    """
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    refusal = Admission(allowed, allow_mismatch=allow_mismatch).refusal(record)
+    if refusal is not None:
+        raise WorkerError(refusal)
+
+
+def compare(record: CampaignRecord, trial: Trial, result: Result, why: list[str], tolerance: float = 0.0) -> bool:
+    """Print the score of a trial then and now, and whether they are equal.
+
+    Args:
+        record: The campaign.
+        trial: The trial, finished.
+        result: What running it again gave.
+        why: What may explain a difference.
+        tolerance: Scores that differ by no more are equal.
+    """
     then = float(trial.score or 0.0)
     difference = abs(result.score - then)
     equal = difference <= tolerance
     click.echo(f"{record.metric['name']} of trial {trial.number}: {then!r} then, {result.score!r} now")
     verdict = "equal" if equal else "not equal"
     click.echo(f"{verdict} within {tolerance:g} (difference {difference:g})")
-    return exit_codes.OK if equal else exit_codes.FAILURE
-
-
-def run_again(store: MongoStore, record: CampaignRecord, trial: Trial, slot: Slot, stop: threading.Event) -> Result:
-    """Run a trial's configuration with its seed in a child process, as a worker does; nothing is written to the store.
-
-    Args:
-        store: Where the data come from, if this host lacks them.
-        record: The campaign.
-        trial: The trial.
-        slot: What to run it on.
-        stop: When set, the training is ended.
-
-    Raises:
-        DataError: If the campaign's data are not to be had.
-        WorkerError: If the training did not return a result; says why.
-    """
-    with _served(store, record, stop) as children:
-        children.start(stop)
-        ooms = kernel_oom_kills()
-        child = children.spawn(_request(children.spec, record, trial, slot), slot.environment())
-        try:
-            last = _last_message(child, stop)
-            if last is not None and "result" in last:
-                return result_of(last)
-            raise WorkerError(
-                f"the replay of trial {trial.number} of '{trial.campaign}' {_why(child, last, stop, ooms)}"
-            )
-        finally:
-            child.terminate(_GRACE_S)
-            child.close()
-
-
-@contextmanager
-def _served(store: MongoStore, record: CampaignRecord, stop: threading.Event) -> Iterator[Children]:
-    folder = Path(tempfile.mkdtemp(prefix="autotune-replay-"))
-    data = DatasetCache(store)
-    children: Children | None = None
-    try:
-        children = Children(data.localise(record.spec, stop), folder)
-        yield children
-    finally:
-        if children is not None:
-            children.stop()
-        data.close()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _request(spec: Mapping[str, Any], record: CampaignRecord, trial: Trial, slot: Slot) -> dict[str, Any]:
-    return {
-        "spec": dict(spec),
-        "metric": dict(record.metric),
-        "trial": {
-            "params": {**trial.params, **(spec.get("fixed") or {})},
-            "campaign": trial.campaign,
-            "number": trial.number,
-            "fold": trial.fold,
-            "replicate": trial.replicate,
-            "attempt": max(0, trial.claims - 1),
-            "seed": trial.seed,
-            "device": slot.trial_device,
-            "threads": slot.threads,
-        },
-    }
-
-
-def _last_message(child: Child, stop: threading.Event) -> Message | None:
-    """Read a training's messages; return its last one, or None when it died or was stopped before."""
-    while not stop.is_set():
-        message = child.channel.receive(_POLL_S)
-        if message is not None and "report" not in message:
-            return message
-        child.trim_log()
-        if message is None and (child.channel.closed or child.ended.is_set()):
-            while (message := child.channel.receive(0.0)) is not None:
-                if "report" not in message:
-                    return message
-            return None
-    return None
-
-
-def _why(child: Child, last: Message | None, stop: threading.Event, ooms: int) -> str:
-    if last is not None:
-        return f"failed ({last['failed']['cause']}): {last['failed']['message']}"
-    if stop.is_set():
-        return "was stopped"
-    child.ended.wait(_GRACE_S)
-    return f"failed: {cause_of_death(child.status, oom_killed=kernel_oom_kills() > ooms)[1]}"
+    for reason in why if not equal else ():
+        click.echo(f"it may differ because {reason}", err=True)
+    return equal

@@ -269,6 +269,7 @@ def attempt_value(document: Mapping[str, Any]) -> Attempt:
         timing=_get(document, "timing", (Mapping, type(None)), None) or {},
         late_result=_get(document, "late_result", (Mapping, type(None)), None),
         share=float(_get(document, "share", (int, float), 1.0)),
+        threads=_get(document, "threads", int, 0),
         versions=_get(document, "versions", (Mapping, type(None)), None) or {},
         mismatch=_texts(document, "mismatch"),
     )

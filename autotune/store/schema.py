@@ -44,6 +44,7 @@ _ATTEMPT = {
         "host": _TEXT,
         "device": _TEXT,
         "share": {"bsonType": ["int", "long", "double"], "minimum": 0, "maximum": 1},
+        "threads": _COUNT,
         "versions": _MAPPING,
         "mismatch": {"bsonType": "array", "items": _TEXT},
         "started_at": _TIME,

@@ -69,6 +69,7 @@ class Trials(TrialEnds, TrialSteering):
         host: str = "",
         device: str = "",
         share: float = 1.0,
+        threads: int = 0,
         versions: Mapping[str, str] | None = None,
         mismatch: Mapping[str, Sequence[str]] | None = None,
     ) -> Trial | None:
@@ -84,6 +85,7 @@ class Trials(TrialEnds, TrialSteering):
             host: Name of the host, kept with the attempt.
             device: What the trial will run on, kept with the attempt.
             share: The part of the device that it will have, kept with the attempt.
+            threads: CPU threads that it will have, kept with the attempt.
             versions: Versions of the worker's packages, kept with the attempt.
             mismatch: Campaign -> in which points the worker differs from it, kept with the attempt.
         """
@@ -92,7 +94,8 @@ class Trials(TrialEnds, TrialSteering):
             return None
         durations = {n: duration_s[n] if isinstance(duration_s, Mapping) else duration_s for n in names}
         attempt = {"token": literal(token), "owner": literal(owner), "host": literal(host), "device": literal(device),
-                   "share": share, "versions": literal(dict(versions or {})), "started_at": NOW}  # fmt: skip
+                   "share": share, "threads": threads, "versions": literal(dict(versions or {})),
+                   "started_at": NOW}  # fmt: skip
         try:
             for name in names:
                 differs = list((mismatch or {}).get(name, ()))

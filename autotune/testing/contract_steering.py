@@ -159,18 +159,18 @@ class SteeringContract:
         propose(store, 0)
         versions = {"scvi-tools": "1.3", "$odd.name": "$$NOW"}
         trial = store.trials.claim(
-            ["another", CAMPAIGN], owner="w", token="t", duration_s=600.0, share=0.25, versions=versions,
+            ["another", CAMPAIGN], owner="w", token="t", duration_s=600.0, share=0.25, threads=3, versions=versions,
             mismatch={CAMPAIGN: ["torch 2.1, not 2.2", "$x"], "another": ["numpy"]},
         )  # fmt: skip
         assert trial == store.trials.get(CAMPAIGN, 0)
         (attempt,) = trial.attempts
-        assert (attempt.share, attempt.versions) == (0.25, versions)
+        assert (attempt.share, attempt.threads, attempt.versions) == (0.25, 3, versions)
         assert attempt.mismatch == ("torch 2.1, not 2.2", "$x")
         propose(store, 1)
         plain = store.trials.claim([CAMPAIGN], owner="w", token="u", duration_s=600.0)
         assert plain is not None
         (attempt,) = plain.attempts
-        assert (attempt.share, attempt.versions, attempt.mismatch) == (1.0, {}, ())
+        assert (attempt.share, attempt.threads, attempt.versions, attempt.mismatch) == (1.0, 0, {}, ())
 
     def test_who_chose_a_configuration_is_kept(self, store: MongoStore) -> None:
         propose(store, 0)

@@ -13,7 +13,7 @@ from workers.workloads.cells.prepared import PreparedCells, facts, prepare_cells
 from workers.workloads.fields import check_searchable, check_values, defaults
 from workers.workloads.scvi.checks import check_combination
 from workers.workloads.scvi.remarks import remarks
-from workers.workloads.scvi.space import FIELDS, METRICS, SETTINGS, space
+from workers.workloads.scvi.space import EARLY_METRIC, FIELDS, METRICS, PARAMS, SETTINGS, space
 
 _FEWEST_CELLS = 3  # batch normalisation needs more than one cell per batch; as many as in scVI of 2019
 
@@ -47,12 +47,16 @@ class ScviWorkload:
         return defaults(SETTINGS)
 
     def reports(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a schedule compares trials by: ``elbo_validation`` up to ``max_epochs``."""
+        """Return what a schedule compares trials by: ``elbo_validation_batch`` up to ``max_epochs``."""
         return {
             "maximum": settings["max_epochs"],
-            "metric": {"name": "elbo_validation", "mode": "min"},
-            "metrics": {"elbo_validation": "min", "elbo_train": "min"},
+            "metric": {"name": EARLY_METRIC, "mode": "min"},
+            "metrics": {EARLY_METRIC: "min", "elbo_validation": "min", "elbo_train": "min"},
         }
+
+    def default_params(self) -> dict[str, Any]:
+        """Return the default configuration, scvi-tools' own."""
+        return defaults(PARAMS)
 
     def check_fixed(self, fixed: Mapping[str, Any]) -> None:
         """Check fixed values; raises `CampaignError`."""

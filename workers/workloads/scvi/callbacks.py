@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from workers.reporting import Trial
 from workers.workloads.scvi.best import BestEpoch
+from workers.workloads.scvi.early import EARLY_METRIC, batch_elbo
 
 
 class EpochEnd(Callback):
@@ -19,11 +20,13 @@ class EpochEnd(Callback):
         best: Which epoch is best by ``elbo_validation``.
         best_weights: Copy of the module's state after that epoch.
         n_epochs_run: Number of epochs trained.
+        early: Minibatches of held-out cells on which `early.EARLY_METRIC` is computed; None: it is not reported.
     """
 
     def __init__(self, trial: Trial, best: BestEpoch) -> None:
         super().__init__()
         self._trial = trial
+        self.early: list[dict[str, torch.Tensor]] | None = None
         self.best = best
         self.best_weights: dict[str, torch.Tensor] = {}
         self.n_epochs_run = 0
@@ -32,7 +35,8 @@ class EpochEnd(Callback):
         """Take the epoch's metrics; the validation pass of this epoch is already done.
 
         Reported are ``elbo_train`` (mean over the epoch's batches, with dropout, while weights change) and
-        ``elbo_validation`` (after the epoch, evaluation mode, one draw per cell), nats per cell, no KL weight.
+        ``elbo_validation`` (after the epoch, evaluation mode, one draw per cell), nats per cell, no KL weight; under a
+        schedule also what it compares, `early.EARLY_METRIC` (for SCANVI that is ``elbo_validation``).
 
         A held-out ELBO that is no finite number is reported and counts as an epoch without progress, no more: in the
         first epochs the running statistics of batch normalisation lag behind at high learning rates, and the evaluation
@@ -45,7 +49,10 @@ class EpochEnd(Callback):
         self.n_epochs_run = trainer.current_epoch + 1
         train = float(trainer.callback_metrics["elbo_train"])
         validation = float(trainer.callback_metrics["elbo_validation"])
-        self._trial.report(self.n_epochs_run, elbo_train=train, elbo_validation=validation)
+        reported = {"elbo_train": train, "elbo_validation": validation}
+        if self.early is not None:
+            reported[EARLY_METRIC] = batch_elbo(pl_module.module, self.early) if self.early else validation
+        self._trial.report(self.n_epochs_run, **reported)
         if not math.isfinite(train):
             raise FloatingPointError(f"elbo_train is {train} at epoch {self.n_epochs_run}")
         if self.best.update(self.n_epochs_run, validation):

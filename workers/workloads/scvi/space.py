@@ -35,6 +35,9 @@ SETTINGS: dict[str, Field] = {
     "classification_ratio": Field(kind="float", default=50, low=0, searchable=True),
 }
 
+EARLY_METRIC = "elbo_validation_batch"
+"""What schedules compare trainings by; see `workers.workloads.scvi.early`."""
+
 FIELDS: dict[str, Field] = {**PARAMS, **SETTINGS}
 
 METRICS: dict[str, MetricSpec] = {

@@ -15,6 +15,7 @@ from workers.reporting import NoCheckpoint, Result, Trial
 from workers.workloads.cells.prepared import PreparedCells
 from workers.workloads.scvi.best import BestEpoch
 from workers.workloads.scvi.callbacks import EpochEnd
+from workers.workloads.scvi.early import EARLY_METRIC, held_out_batches
 from workers.workloads.scvi.loaders import semi_supervised, unsupervised
 from workers.workloads.scvi.models import Trained, build_model
 from workers.workloads.scvi.quiet import quiet
@@ -69,6 +70,8 @@ def train(trial: Trial, prepared: PreparedCells, config: Mapping[str, Any]) -> T
     accelerator, devices, device = _device(trial.device)
     best = BestEpoch(patience=config["patience"] if config["early_stopping"] else None)
     epoch_end = EpochEnd(trial, best)
+    if trial.schedule_metric == EARLY_METRIC:
+        epoch_end.early = held_out_batches(model, prepared.split.validation, config["model"])
     between = BetweenEpochs(trial, epoch_end)
     _fit(model, prepared, config, epoch_end, between, accelerator=accelerator, devices=devices)
     if not epoch_end.best_weights:
