@@ -6,7 +6,7 @@ import logging
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from workers.children import Children
 from workers.datasets import DatasetCache
 from workers.devices import Slot, make_slots
 from workers.ending import cause_of_death, kernel_oom_kills, result_of
-from workers.objectives import SAVE, task_of
+from workers.objectives import SAVE, request_of
 from workers.training import Child
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def run_again(
         WorkerError: If the training did not return a result; says why.
     """
     with _served(store, record, stop) as (children, work):
-        request = _request(children.spec, record, trial, slot)
+        request = request_of(children.spec, record.metric, trial, slot, attempt=max(0, trial.claims - 1))
         if folder is not None:
             request = {**request, "task": SAVE, "folder": str(folder), **_checkpoint(store, record, trial, work)}
         children.start(stop)
@@ -134,25 +134,6 @@ def _served(store: MongoStore, record: CampaignRecord, stop: threading.Event) ->
             children.stop()
         data.close()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _request(spec: Mapping[str, Any], record: CampaignRecord, trial: Trial, slot: Slot) -> dict[str, Any]:
-    return {
-        **task_of(spec),
-        "spec": dict(spec),
-        "metric": dict(record.metric),
-        "trial": {
-            "params": {**trial.params, **(spec.get("fixed") or {})},
-            "campaign": trial.campaign,
-            "number": trial.number,
-            "fold": trial.fold,
-            "replicate": trial.replicate,
-            "attempt": max(0, trial.claims - 1),
-            "seed": trial.seed,
-            "device": slot.trial_device,
-            "threads": slot.threads,
-        },
-    }
 
 
 def _checkpoint(store: MongoStore, record: CampaignRecord, trial: Trial, work: Path) -> dict[str, Any]:

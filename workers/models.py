@@ -85,11 +85,15 @@ def _add_card(file: Path, record: CampaignRecord, trial: Trial, result: Result) 
 
 
 def check_saves(record: CampaignRecord) -> None:
-    """Refuse a workload that cannot save; of ``module:callable`` the training's process says it.
+    """Refuse a benchmark, and a workload that cannot save; of ``module:callable`` the training's process says it.
 
     Raises:
         ObjectiveError: As said.
     """
+    if of := (record.spec.get("evaluation") or {}).get("of"):
+        raise ObjectiveError(
+            f"'{record.name}' is a benchmark; write 'autotune best {of} --save DIR' for the best model"
+        )
     objective = str(record.spec["objective"])
     if ":" not in objective and not callable(getattr(get_workload(objective), "save", None)):
         raise ObjectiveError(f"the workload '{objective}' saves no models; without --save the configuration is printed")

@@ -18,6 +18,8 @@ from types import ModuleType
 from typing import Any
 
 from autotune.errors import ObjectiveError
+from autotune.trial import Trial as StoredTrial
+from workers.devices import Slot
 from workers.reporting import Trial
 from workers.workloads.registry import get_workload
 
@@ -63,6 +65,36 @@ def task_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     if not evaluation:
         return {"task": RUN}
     return {"task": EVALUATE, "settings": dict(evaluation.get("settings") or {})}
+
+
+def request_of(
+    spec: Mapping[str, Any], metric: Mapping[str, str], trial: StoredTrial, slot: Slot, *, attempt: int
+) -> dict[str, Any]:
+    """Return what a training's process is asked to do; the same for a trial's first run and for its replay.
+
+    Args:
+        spec: The campaign file as plain values, with this host's paths.
+        metric: The campaign's.
+        trial: The trial.
+        slot: What it runs on.
+        attempt: Which try it is, 0, 1, 2, ...
+    """
+    return {
+        **task_of(spec),
+        "spec": dict(spec),
+        "metric": dict(metric),
+        "trial": {
+            "params": {**trial.params, **(spec.get("fixed") or {})},
+            "campaign": trial.campaign,
+            "number": trial.number,
+            "fold": trial.fold,
+            "replicate": trial.replicate,
+            "attempt": attempt,
+            "seed": trial.seed,
+            "device": slot.trial_device,
+            "threads": slot.threads,
+        },
+    }
 
 
 _loaded: dict[str, Objective] = {}

@@ -22,7 +22,7 @@ from workers.devices import Slot
 from workers.ending import Ended, Paused, cause_of_death, failure_of, kernel_oom_kills, result_of
 from workers.journal import AttemptJournal
 from workers.lease import Held
-from workers.objectives import task_of
+from workers.objectives import request_of
 from workers.reports import BestReported, ReportSender
 from workers.stopping import StopRequest
 from workers.training import Child
@@ -127,24 +127,7 @@ class Runner:
             self._carrier.close()
 
     def _request(self) -> dict[str, Any]:
-        trial = self._trial
-        fixed = self._spec.get("fixed") or {}
-        return {
-            **task_of(self._spec),
-            "spec": dict(self._spec),
-            "metric": dict(self._metric),
-            "trial": {
-                "params": {**trial.params, **fixed},
-                "campaign": trial.campaign,
-                "number": trial.number,
-                "fold": trial.fold,
-                "replicate": trial.replicate,
-                "attempt": self._lease.attempt,
-                "seed": trial.seed,
-                "device": self._slot.trial_device,
-                "threads": self._slot.threads,
-            },
-        }
+        return request_of(self._spec, self._metric, self._trial, self._slot, attempt=self._lease.attempt)
 
     def _new_watchdog(self) -> Watchdog:
         limits = self._spec.get("limits") or {}

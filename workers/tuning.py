@@ -141,7 +141,8 @@ class Opened:
     Attributes:
         model: Of scvi-tools.
         adata: The AnnData that it has: the user's own, or a copy where genes were chosen, it is a view, or its batches
-            or labels are not text. scvi-tools notes in it how it is set up.
+            or labels are not text, or some labels were unknown to the training cells (they are then set to the
+            unlabelled category). scvi-tools notes in it how it is set up.
         score: Score of this model.
     """
 
@@ -186,6 +187,8 @@ def best_model(
         card = read_card(folder)
         own = _fitting(adata, record, card["genes"])
         kind = getattr(scvi.model, card["class"].rpartition(".")[2])
+        if kind is scvi.model.SCANVI:
+            own = _with_known_labels(own, record.spec["data"]["labels"], _known_labels(kind, folder), card["settings"])
         with quiet():
             model = kind.load(str(folder), adata=own, accelerator="cpu" if on_cpu else "auto")
     return Opened(model=model, adata=own, score=result.score)
@@ -214,6 +217,28 @@ def _fitting(adata: Any, record: CampaignRecord, genes: list[str]) -> Any:
             own = own.copy() if own is adata else own
             own.obs[name] = own.obs[name].astype(str).astype("category")
     return own.copy() if own.is_view else own
+
+
+def _known_labels(kind: Any, folder: Path) -> npt.NDArray[np.str_]:
+    """Return the labels that a saved SCANVI knows."""
+    from workers.workloads.scvi.quiet import quiet
+
+    with quiet():
+        fields = kind.load_registry(str(folder))["field_registries"]
+    return np.asarray(fields["labels"]["state_registry"]["categorical_mapping"]).astype(str)
+
+
+def _with_known_labels(own: Any, column: str, known: Any, settings: Mapping[str, Any]) -> Any:
+    """Return the cells with labels that no training cell had set to the unlabelled one; a copy where there are any."""
+    values = np.asarray(own.obs[column].astype(str), dtype=object)
+    odd = ~np.isin(values.astype(str), known)
+    if not odd.any():
+        return own
+    own = own.copy()
+    values[odd] = settings["unlabeled_category"]
+    own.obs[column] = values
+    own.obs[column] = own.obs[column].astype("category")
+    return own
 
 
 def _is_text(column: Any) -> bool:

@@ -44,8 +44,8 @@ def _trial(trial: Trial) -> dict[str, Any]:
 
 
 def _attempt(attempt: Attempt) -> dict[str, Any]:
-    names = ("owner", "host", "device", "started_at", "ended_at", "cause", "message", "exit_code", "timing", "share", "threads",
-             "versions", "mismatch")  # fmt: skip
+    names = ("owner", "host", "device", "started_at", "ended_at", "cause", "message", "exit_code", "timing", "share",
+             "threads", "versions", "mismatch")  # fmt: skip
     return {name: plain(getattr(attempt, name)) for name in names}
 
 

@@ -45,7 +45,8 @@ Collections (each document has a ``schema_version``; validators and indexes are 
                ``unsealed_at``
 ``trials``     ``campaign``, ``number``, ``fold``, ``replicate``, ``params``, ``config_hash``, ``state``, ``seed``,
                ``lease`` (``owner``, ``token``, ``duration_s``, ``expires_at``) while it runs, ``attempts`` (each with
-               ``token``, ``owner``, ``host``, ``device``, ``share``, ``threads``, ``versions``, ``mismatch``, times, ``cause`` ...),
+               ``token``, ``owner``, ``host``, ``device``, ``share``, ``threads``, ``versions``, ``mismatch``, times,
+               ``cause`` ...),
                ``claims``, ``ends``, ``alone``, ``origin``, ``bracket``, ``rung``, ``target``, ``rung_scores``,
                ``checkpoint``, ``score``, ``metrics``, ``facts``, ``proposed_at``,
                ``started_at``, ``ended_at``

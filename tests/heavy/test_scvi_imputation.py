@@ -34,7 +34,7 @@ from workers.workloads.scvi.imputation import (
 )
 from workers.workloads.scvi.quiet import quiet
 from workers.workloads.scvi.space import FIELDS
-from workers.workloads.scvi.training import seed_all, silent, train
+from workers.workloads.scvi.training import seed_all, train
 
 pytestmark = pytest.mark.heavy
 
@@ -307,7 +307,7 @@ def test_fresh_model_has_not_seen_the_clean_counts(prepared: Any, params: dict[s
         seen = []
         for data in (prepared, other):
             seed_all(3)
-            clean = train(silent(trial), data, config)
+            clean = train(replace(trial, send=lambda step, metrics: None), data, config)
             seen.append(impute_as_published(trial, data, config, made, clean, cells=cells))
     assert not np.array_equal(seen[0].rates, seen[1].rates)
 
@@ -332,7 +332,7 @@ def test_reports_come_behind_those_of_the_first_training(prepared: Any) -> None:
     trial = Trial(params={}, send=lambda step, values: sent.append((step, set(values))))
     with quiet():
         impute(trial, prepared, CONFIG, made, cells=prepared.split.validation, draws=25, after=10)
-        clean = train(silent(trial), prepared, CONFIG)
+        clean = train(replace(trial, send=lambda step, metrics: None), prepared, CONFIG)
         impute_as_published(trial, prepared, CONFIG, made, clean, cells=prepared.split.validation, after=20)
     both = {"imputation_elbo_train", "imputation_elbo_validation"}
     assert sent[:2] == [(11, both), (12, both)]
@@ -347,7 +347,7 @@ def test_stop_is_obeyed(prepared: Any, published: bool) -> None:
     made = corrupt(prepared.cells.counts, "uniform", 0.3, 0)
     trial, cells = Trial(params={}, send=stop), prepared.split.validation
     with quiet():
-        clean = train(silent(trial), prepared, CONFIG)
+        clean = train(replace(trial, send=lambda step, metrics: None), prepared, CONFIG)
         way = partial(impute_as_published, trained=clean) if published else partial(impute, draws=25)
         with pytest.raises(TrialStopped):
             way(trial, prepared, CONFIG, made, cells=cells)
@@ -382,7 +382,7 @@ def test_cell_that_lost_all_counts_does_not_break_the_training(
     trial = Trial(params={})
     with quiet():
         if published:
-            clean = train(silent(trial), prepared, config)
+            clean = train(replace(trial, send=lambda step, metrics: None), prepared, config)
             found = impute_as_published(trial, prepared, config, made, clean, cells=cells)
         else:
             found = impute(trial, prepared, config, made, cells=cells, draws=25)

@@ -19,7 +19,7 @@ from workers.workloads.scvi.likelihood import score_cells
 from workers.workloads.scvi.quiet import quiet
 from workers.workloads.scvi.scores import score_part
 from workers.workloads.scvi.space import FIELDS
-from workers.workloads.scvi.training import seed_all, silent, train
+from workers.workloads.scvi.training import seed_all, train
 from workers.workloads.scvi.uncertainty import cluster_se, jackknife_variance, se_over_draws
 
 pytestmark = pytest.mark.heavy
@@ -237,16 +237,6 @@ def test_split_by_groups_says_the_error_over_groups(cells_path: Path) -> None:
         facts[len(cells.split.validation_groups)] = WORKLOAD.run(Trial(params=params, data=cells)).facts
     assert facts[1]["marginal_ll_se_groups"] is None
     assert facts[2]["marginal_ll_se_groups"] > 0
-
-
-def test_nested_training_is_silent(labelled: Any) -> None:
-    sent: list[int] = []
-    trial = Trial(params={}, seed=3, threads=2, send=lambda step, values: sent.append(step))
-    quietened = silent(trial)
-    with quiet():
-        train(quietened, labelled, {**ONE_LATENT, "max_epochs": 2})
-    assert sent == []
-    assert (quietened.seed, quietened.device, quietened.threads) == (3, trial.device, 2)
 
 
 def test_modules_draw_from_scvi_tools_own_distributions(labelled: Any) -> None:

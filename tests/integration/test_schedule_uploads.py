@@ -39,6 +39,7 @@ class SlowShelf:
         return Reference(sha256=f"{step:064x}", size=1, step=step)
 
     def usage(self) -> int:
+        self.asked.set()
         return self.used
 
 
@@ -113,6 +114,7 @@ def test_without_room_none_is_kept_on_the_way(held: Held, tmp_path: Path) -> Non
     shelf.used = 1
     uploads, carrier, keeper = uploads_of(shelf, held, tmp_path / "state", lambda r: kept.append(r.step))
     save(keeper, 1)
+    assert shelf.asked.wait(30)
     uploads.end()
     assert (kept, shelf.put_steps) == ([], [])
     assert carrier.carry() is not None, "the end of an attempt is kept all the same"

@@ -173,15 +173,21 @@ def _tested(
     facts: dict[str, Any] = {"marginal_ll_test_se_draws": scores.se_draws}
     if split.by is not None:
         facts["marginal_ll_test_se_groups"] = se_over_groups(scores, prepared, split.test)
-        facts["test_groups"] = _by_group(prepared, scores)
+        facts["test_groups"] = _by_group(prepared, scores, trial.metric)
     return Result(metrics=metrics, facts=facts)
 
 
-def _by_group(prepared: PreparedCells, scores: PartScores) -> dict[str, list[float]]:
-    """Return group -> [number of test cells, mean of ``marginal_ll_test``]; the first 500 groups by name."""
+def _by_group(prepared: PreparedCells, scores: PartScores, metric: str) -> dict[str, list[float]]:
+    """Return group -> [number of test cells, mean of the trial's metric]; the first 500 groups by name.
+
+    The metric is the trial's where that is a likelihood, else ``marginal_ll_test``. With more groups than that their
+    means do not add up to the metric, and tables go by single cells.
+    """
+    own = {"elbo_test": scores.cells.negative_elbo, "reconstruction_test": scores.cells.reconstruction}
+    values = own.get(metric, -scores.cells.log_likelihood)
     groups = prepared.cells.obs[prepared.split.by or ""][prepared.split.test]
     names, codes, numbers = np.unique(groups, return_inverse=True, return_counts=True)
-    sums = np.bincount(codes, weights=-scores.cells.log_likelihood.numpy(), minlength=len(names))
+    sums = np.bincount(codes, weights=values.numpy(), minlength=len(names))
     means = sums / numbers
     found = {}
     for name, number, mean in list(zip(names, numbers, means, strict=True))[:_MOST_GROUPS]:

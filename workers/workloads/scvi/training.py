@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from autotune.errors import ObjectiveError
-from workers.reporting import NoCheckpoint, Result, Trial
+from workers.reporting import Result, Trial
 from workers.workloads.cells.prepared import PreparedCells
 from workers.workloads.scvi.best import BestEpoch
 from workers.workloads.scvi.callbacks import EpochEnd
@@ -23,7 +22,7 @@ from workers.workloads.scvi.resume import BetweenEpochs
 from workers.workloads.scvi.scores import score_trained
 from workers.workloads.scvi.space import SEMI_SUPERVISED
 
-__all__ = ["Trained", "build_model", "run_trial", "seed_all", "silent", "train", "train_and_score"]
+__all__ = ["Trained", "build_model", "run_trial", "seed_all", "train", "train_and_score"]
 
 
 def run_trial(trial: Trial, prepared: PreparedCells, config: Mapping[str, Any]) -> Result:
@@ -59,7 +58,7 @@ def train(trial: Trial, prepared: PreparedCells, config: Mapping[str, Any]) -> T
     Best is the lowest ``elbo_validation`` (no KL weight). Without ``early_stopping`` all ``max_epochs`` are trained,
     and the best epoch is still the one that counts. Where an earlier attempt left a checkpoint, it goes on from there.
 
-    The caller seeds (`seed_all`) and quietens (`quiet`). A training within a trial is given `silent` of it.
+    The caller seeds (`seed_all`) and quietens (`quiet`). A training within a trial must not get its checkpoint.
 
     Raises:
         TrialStopped: Passed on from the trial.
@@ -82,11 +81,6 @@ def train(trial: Trial, prepared: PreparedCells, config: Mapping[str, Any]) -> T
     model.is_trained_ = True
     model.train_indices, model.validation_indices = prepared.split.train, prepared.split.validation
     return Trained(model=model, n_epochs=best.epoch, n_epochs_run=epoch_end.n_epochs_run)
-
-
-def silent(trial: Trial) -> Trial:
-    """Return a trial for a training within a trial: same seed, device and threads; no reports, no checkpoints."""
-    return replace(trial, send=lambda step, metrics: None, checkpoint=NoCheckpoint())
 
 
 def seed_all(seed: int) -> None:
