@@ -10,7 +10,7 @@ import click
 
 from autotune.cli import exit_codes
 from autotune.cli.output import console, echo_frame, echo_json, format_option, store_option
-from autotune.errors import InputError, WorkerError
+from autotune.errors import InputError
 from autotune.trial import CampaignState, TrialState
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def benchmark(
     missing, or prints the table. Ctrl-C gives running trials back.
     """
     from autotune.local.benchmark import begin, load
+    from autotune.local.companion import companion_name
     from autotune.local.crew import Crew
     from autotune.store.mongo import open_store
 
@@ -58,14 +59,16 @@ def benchmark(
     wanted = _wanted(**given)
     with open_store(store_uri) as store:
         crew = Crew(
-            store_uri=store.uri, campaign=f"{name}-benchmark", workers=workers, devices=devices,
+            store_uri=store.uri, campaign=companion_name(name), workers=workers, devices=devices,
             slots_per_device=slots_per_device, allow_mismatch=allow_mismatch, allowed=tuple(given["allowed"]),
             trusted=store.is_local, detached=detach,
         )  # fmt: skip
         record = begin(store, name, wanted)
         click.echo(f"campaign '{record.name}' in the store at {store.address}: {record.state}", err=True)
         if detach:
-            return _detach(store, crew, name)
+            from autotune.cli.launch import detached
+
+            return detached(store, crew, f"; its table: autotune benchmark {name}")
         if not _follow(store, crew):
             click.echo(f"interrupted; go on with: autotune benchmark {name}", err=True)
             return exit_codes.INTERRUPTED
@@ -105,21 +108,6 @@ def _follow(store: MongoStore, crew: Crew) -> bool:
     return True
 
 
-def _detach(store: MongoStore, crew: Crew, name: str) -> int:
-    record = store.campaigns.get(crew.campaign)
-    if record.state is CampaignState.RUNNING:
-        crew.start(record)
-        failed = crew.failed_at_start()
-        if failed is not None:
-            crew.stop()
-            raise WorkerError(f"the {failed.role} ended at once: {failed.last_words()} (log: {failed.log})")
-        crew.release()
-    for member in crew.members:
-        click.echo(f"{member.role} in the background (log: {member.log})", err=True)
-    click.echo(f"follow it with: autotune status {crew.campaign}; its table: autotune benchmark {name}", err=True)
-    return exit_codes.OK
-
-
 def _print(made: Benchmark, format_: str) -> None:
     match format_:
         case "json":
@@ -154,8 +142,9 @@ def _exit_code(made: Benchmark) -> int:
     if record.state is CampaignState.PAUSED:
         click.echo(f"paused; go on with: autotune benchmark {made.parent.name}", err=True)
         return exit_codes.PAUSED
-    failed = sum(t.state is TrialState.FAILED for t in made.trials_of_companion)
+    failed = sum(t.state in (TrialState.FAILED, TrialState.CANCELLED) for t in made.trials_of_companion)
     if failed:
-        click.echo(f"{failed} trials failed; to try them again: autotune retry {record.name} --all", err=True)
+        text = f"{failed} trials failed or were cancelled; to try them again: autotune retry {record.name} --all"
+        click.echo(text, err=True)
     finished = any(t.state is TrialState.FINISHED for t in made.trials_of_companion)
     return exit_codes.OK if record.state is CampaignState.FINISHED and finished else exit_codes.CAMPAIGN_FAILED

@@ -109,7 +109,7 @@ def _note_start(store: MongoStore, name: str, state: CampaignState) -> None:
 def _run(store: MongoStore, crew: Crew, *, out: str | None, detach: bool, **_: Any) -> int:
     name = crew.campaign
     if detach:
-        return _detach(store, crew)
+        return detached(store, crew)
     try:
         with ProgressDisplay(name) as display:
             follow(store, crew, display.update)
@@ -129,7 +129,12 @@ def _how_to_go_on(store: MongoStore, name: str) -> str:
     return f"campaign '{name}' is {record.state}; go on with: autotune resume {name}"
 
 
-def _detach(store: MongoStore, crew: Crew) -> int:
+def detached(store: MongoStore, crew: Crew, more: str = "") -> int:
+    """Start a crew, leave it in the background, and say how to follow it; `more` goes behind that.
+
+    Raises:
+        WorkerError: If one of it ended at once.
+    """
     crew.detached = True
     record = store.campaigns.get(crew.campaign)
     if record.state is CampaignState.RUNNING:
@@ -141,7 +146,7 @@ def _detach(store: MongoStore, crew: Crew) -> int:
         crew.release()
     for member in crew.members:
         click.echo(f"{member.role} in the background (log: {member.log})", err=True)
-    click.echo(f"follow it with: autotune status {crew.campaign}", err=True)
+    click.echo(f"follow it with: autotune status {crew.campaign}{more}", err=True)
     return exit_codes.OK
 
 

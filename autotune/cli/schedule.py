@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autotune.cli.output import echo_json, echo_table, format_option, store_option
+from autotune.errors import CampaignError
 
 if TYPE_CHECKING:
     from autotune.schedule.base import BracketTable, Preview, RungTable
@@ -89,7 +90,10 @@ def waiting(store: MongoStore, record: CampaignRecord) -> str | None:
     from autotune.planning import members, schedule_mode
     from autotune.schedule import make_schedule, schedule_of
 
-    schedule = make_schedule(schedule_of(record.spec))
+    try:
+        schedule = make_schedule(schedule_of(record.spec))
+    except CampaignError:
+        return None  # of a package that is not here
     return waits(schedule.tables(members(store.trials.heads(record.name), schedule_mode(record))))
 
 

@@ -79,10 +79,10 @@ def complete(store: MongoStore, name: str) -> CampaignRecord:
     if record.state is CampaignState.CANCELLED:
         held = [CampaignState.CANCELLED]
         store.campaigns.set_state(name, CampaignState.PAUSED, expected=held, message="it goes on", who=who())
-        dropped = [t.number for t in store.trials.heads(name) if t.state is TrialState.CANCELLED]
-        store.trials.retry(name, dropped)
         record = store.campaigns.get(name)
     if record.state is CampaignState.PAUSED:
+        dropped = [t.number for t in store.trials.heads(name) if t.state is TrialState.CANCELLED]
+        store.trials.retry(name, dropped)  # also those of an earlier call that was killed at this point
         for trial in planned(record):
             try:
                 store.trials.propose(

@@ -131,7 +131,8 @@ def enqueue(store: MongoStore, name: str, params: Mapping[str, Any], *, like: in
     Raises:
         NotFoundError: If there is no such campaign or trial.
         SpaceError: If a parameter is unknown, missing, or its value is not in the space.
-        StateError: If the campaign has ended, is a benchmark, or has all the trials of its budget.
+        StateError: If the campaign has ended, is a benchmark, has all the trials of its budget, or its test part is
+            open.
     """
     record = store.campaigns.get(name)
     refuse_companion(record, "enqueue")

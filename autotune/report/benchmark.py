@@ -110,12 +110,19 @@ class Benchmark:
         if entry is None or not values:
             return None
         winner = next(t for t in self.trials_of_parent if t.number == number)
-        se = winner.metrics.get(self.parent.metric["name"], {}).get("se")
+        if self.same_cells:  # what their cells add is in both scores, and cancels
+            return optimism(Scored(values=[entry.score]), Scored(values=list(values.values())))
+        se = _se(winner, self.parent.metric["name"])
         return optimism(Scored(values=[entry.score], se=se), self._scored(run, values))
+
+    @property
+    def same_cells(self) -> bool:
+        """Whether the benchmark scores the cells that the search chose by: protocol published."""
+        return (self.parent.facts.get("split") or {}).get("protocol") == "published"
 
     def _scored(self, run: str, values: dict[int, float]) -> Scored:
         trials = [t for r, t in self.finished(run).items() if r in values]
-        errors = [e for t in trials if (e := t.metrics[self.metric].get("se")) is not None]
+        errors = [e for t in trials if (e := _se(t, self.metric)) is not None]
         groups = [_groups(t, self.metric) for t in trials]
         known = [g for g in groups if g is not None]
         return Scored(
@@ -261,6 +268,12 @@ class Benchmark:
             InputError: If the folder cannot be written.
         """
         return export.write(Path(folder), self.files())
+
+
+def _se(trial: Trial, metric: str) -> Any:
+    """Return the standard error of a score: over whole groups where the trial says it, else over cells."""
+    grouped = trial.facts.get(f"{metric}_se_groups")
+    return trial.metrics.get(metric, {}).get("se") if grouped is None else grouped
 
 
 def _groups(trial: Trial, metric: str) -> dict[str, tuple[float, float]] | None:

@@ -93,8 +93,8 @@ def _verdict(made: Benchmark) -> str:
         return "The objective has no default configuration: there is nothing to compare with."
     return (
         "Verdict: against default in the score, paired t-test over seeds, two-sided, alpha 0.05. It says whether the "
-        "difference is more than chance of training on these cells; other cells are another question. Tests of the "
-        "other metrics are not corrected for their number."
+        "difference is more than chance of training on these cells; other cells are another question. Tests of "
+        "several configurations and of the other metrics are not corrected for their number."
     )
 
 
@@ -102,7 +102,8 @@ def _gap(made: Benchmark) -> str:
     worse = "negative" if made.companion.metric["mode"] == "min" else "positive"
     what = "whole groups of the test part" if made.resamples_groups else "the cells of the test part"
     known = any("se" in t.metrics.get(made.metric, {}) for t in made.trials_of_companion)
-    cells = f"seeds, {what} and the cells of the validation part" if known or made.resamples_groups else "seeds"
+    is_of_cells = (known or made.resamples_groups) and not made.same_cells
+    cells = f"seeds, {what} and the cells of the validation part" if is_of_cells else "seeds"
     return (
         f"Optimism gap: the score of the configuration in the search minus its score here ({worse}: the search was too "
         f"optimistic), with a 95% bootstrap interval over {cells}."
