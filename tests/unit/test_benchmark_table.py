@@ -94,6 +94,28 @@ def test_table_5() -> None:
     assert math.isnan(default["optimism gap"])
 
 
+def test_cells_that_both_scores_share_are_not_in_the_gap() -> None:
+    noisy = trials()
+    for trial in noisy:
+        trial.metrics["marginal_ll_test"]["se"] = 50.0
+    shared = made(noisy, parent={"facts": {"split": {**SPLIT, "protocol": "published"}, "data": DATA}})
+    gap, apart = shared.gap("tuned"), made(noisy).gap("tuned")
+    assert gap is not None
+    assert apart is not None
+    assert gap.high - gap.low < 10 < 50 < apart.high - apart.low
+    assert "bootstrap interval over seeds." in "\n".join(shared.caption)
+
+
+def test_the_validation_part_counts_by_its_groups() -> None:
+    benchmark = made()
+    plain = benchmark.gap("tuned")
+    object.__setattr__(benchmark.trials_of_parent[1], "facts", {"marginal_ll_se_groups": 30.0})
+    grouped = benchmark.gap("tuned")
+    assert plain is not None
+    assert grouped is not None
+    assert grouped.high - grouped.low > 10 * (plain.high - plain.low)
+
+
 def test_what_people_read() -> None:
     text = made().readable.to_dict("records")
     assert text[1]["marginal ll"] == "105.17 ± 0.60"
