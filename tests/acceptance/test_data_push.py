@@ -106,7 +106,16 @@ def test_a_damaged_copy_is_mended(run_cli: Cli, store: MongoStore, tmp_path: Pat
     ("arguments", "code", "message"),
     [
         (["push", "nowhere.h5ad"], 2, "there is no file nowhere.h5ad"),
-        (["push", "folder"], 2, "folder is a folder: name one data file (.h5ad)"),
+        (
+            ["push", "folder"],
+            2,
+            "folder is a folder, the store takes files: `autotune data convert folder folder.h5ad`",
+        ),
+        (["convert", "nowhere", "a.h5ad"], 2, "there is no file or folder nowhere"),
+        (["convert", "folder", "a.h5ad"], 2, "folder is no folder of 10x counts: it has no matrix.mtx[.gz]"),
+        (["convert", "cells.h5ad", "a.loom"], 2, "a.loom must end in .h5ad"),
+        (["convert", "cells.h5ad", "cells.h5ad/a.h5ad"], 2, "is not an .h5ad file"),
+        (["fetch", "cortx"], 2, "there is no 'cortx'; did you mean 'cortex'"),
         (["push", "empty.h5ad"], 2, "empty.h5ad is empty: there is nothing to push"),
         (["remove", "0123456789abcdef"], 3, "there is no dataset '0123456789abcdef'"),
         (["remove", "cells"], 3, "it has no datasets"),
@@ -121,6 +130,35 @@ def test_wrong_input(run_cli: Cli, tmp_path: Path, arguments: list[str], code: i
     assert done.returncode == code
     assert message in one_line(done.stderr)
     assert done.stdout == ""
+
+
+def test_a_folder_is_converted_pushed_and_fetched(run_cli: Cli, store: MongoStore, tmp_path: Path) -> None:
+    pytest.importorskip("anndata")
+    from workers.workloads.cells.load import load_cells
+    from workers.workloads.cells.spec import data_spec
+
+    folder = tmp_path / "10x"
+    folder.mkdir()
+    (folder / "matrix.mtx").write_text("%%MatrixMarket matrix coordinate integer general\n2 3 3\n1 1 5\n2 2 1\n1 3 2\n")
+    (folder / "genes.tsv").write_text("E1\tActb\nE2\tXist\n")
+    (folder / "barcodes.tsv").write_text("AA\nCC\nGG\n")
+    done = run_cli("data", "convert", "10x", "cells.h5ad")
+    assert (done.returncode, one_line(done.stderr)) == (0, "wrote cells.h5ad: 3 cells, 2 genes")
+    assert run_cli("data", "push", "cells.h5ad").returncode == 0
+    sha256 = hashlib.sha256((tmp_path / "cells.h5ad").read_bytes()).hexdigest()
+    campaign_with(store, "one", sha256)
+    with DatasetCache(Holder(Datasets(store.connection)), tmp_path / "cache") as cache:
+        spec = cache.localise(store.campaigns.get("one").spec, threading.Event())
+        there = load_cells(data_spec(spec["data"]))
+    assert there.counts.toarray().tolist() == [[5, 0], [0, 1], [2, 0]]
+
+
+def test_a_folder_on_this_host_is_left_to_who_loads_it(store: MongoStore, tmp_path: Path) -> None:
+    (tmp_path / "matrix.mtx.gz").touch()
+    campaign_with(store, "one", "0" * 64, str(tmp_path))
+    with DatasetCache(Holder(Datasets(store.connection)), tmp_path / "cache") as cache:
+        spec = store.campaigns.get("one").spec
+        assert cache.localise(spec, threading.Event()) is spec
 
 
 BAR = """

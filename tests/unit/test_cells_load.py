@@ -15,7 +15,7 @@ import pytest
 from scipy import sparse
 
 from autotune.errors import CampaignError, DataError
-from workers.workloads.cells.genes import column_variance, top_variance
+from workers.workloads.cells.genes import column_variance, most_variable
 from workers.workloads.cells.load import load_cells, matrix_hash
 from workers.workloads.cells.prepared import facts, prepare_cells
 from workers.workloads.cells.spec import data_spec, split_spec
@@ -154,10 +154,13 @@ def test_matrix_hash_is_of_the_content_not_of_the_file(tmp_path: Path) -> None:
 def test_top_variance_keeps_gene_order_and_breaks_ties_by_position() -> None:
     matrix = sparse.csr_matrix(np.array([[0, 1, 9, 0, 1], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]], dtype=np.float32))
     np.testing.assert_allclose(column_variance(matrix), matrix.toarray().var(axis=0))
-    assert list(top_variance(matrix, 2)) == [1, 2]
-    assert list(top_variance(matrix, 3)) == [1, 2, 3]
-    with pytest.raises(DataError, match="asks for 6 genes, the file has 5"):
-        top_variance(matrix, 6)
+    assert list(most_variable(column_variance(matrix), 2)) == [1, 2]
+    assert list(most_variable(column_variance(matrix), 3)) == [1, 2, 3]
+
+
+def test_more_genes_than_there_are(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="asks for 6 genes, the file has 4"):
+        load(write(tmp_path / "a.h5ad"), genes={"top_variance": 6})
 
 
 def test_genes_are_chosen_by_raw_counts(tmp_path: Path) -> None:
@@ -249,11 +252,81 @@ def test_wrong_data_sections(data: dict[str, Any], message: str) -> None:
         ({"seed": 1.5}, "whole number"),
         ({"by": 3}, "name a column"),
         ({"validaton": 0.2}, "did you mean 'validation'"),
+        ({"test": 1}, "at least 0 and below 1"),
+        ({"test": -0.1}, "at least 0 and below 1"),
+        ({"test": "0.2"}, "at least 0 and below 1"),
+        ({"validation": 0.5, "test": 0.5}, "leave no cells to train on"),
+        ({"protocol": "puplished"}, "must be honest or published, not 'puplished'"),
+        ({"protocol": "published", "test": 0.2}, "published has validation 0.25 and no test part"),
+        ({"protocol": "published", "validation": 0.3}, "published has validation 0.25 and no test part"),
+        ({"unsealed": "yes"}, "set by the service alone"),
+        ({"unsealled": True}, "unknown key split.unsealled; did you mean 'seed'"),
     ],
 )
 def test_wrong_split_sections(split: dict[str, Any], message: str) -> None:
     with pytest.raises(CampaignError, match=message):
         split_spec(split)
+
+
+def test_a_published_split_is_todays_default() -> None:
+    assert split_spec({"protocol": "published"}).validation == 0.25
+    assert split_spec({"protocol": "published", "validation": 0.25, "test": 0}).test == 0.0
+
+
+def many(path: Path, n: int = 60) -> Path:
+    rng = np.random.RandomState(0)
+    obs = pandas.DataFrame({"donor_id": [f"d{i % 6}" for i in range(n)]}, index=[f"c{i}" for i in range(n)])
+    anndata.AnnData(X=rng.poisson(2.0, size=(n, 6)).astype(np.float32) + 1, obs=obs).write_h5ad(path)
+    return path
+
+
+@pytest.mark.parametrize("by", [None, "donor_id"])
+def test_a_sealed_preparation_tells_nothing_of_who_is_tested(tmp_path: Path, by: str | None) -> None:
+    data, split = {"path": str(many(tmp_path / "a.h5ad"))}, {"validation": 0.25, "test": 0.2, "by": by}
+    opened, sealed = prepare_cells(data, split, sealed=False), prepare_cells(data, split)
+    tested = set(opened.split.test.tolist())
+    assert len(tested) in (10, 12)
+    for name, value in vars(sealed.split).items():
+        if isinstance(value, np.ndarray):
+            assert not tested & set(value.tolist()), name
+    assert sealed.split.n_test == len(tested)
+    assert facts(sealed, split) == facts(opened, split)
+    assert str(sorted(tested)) not in str(facts(opened, split))
+    found = facts(sealed, split)["split"]
+    assert found["n_train"] + found["n_validation"] + found["n_test"] == 60
+    assert found["fractions"]["test"] == round(found["n_test"] / 60, 6)
+    assert found["protocol"] == "honest"
+    assert found["n_test_groups"] == len(found["test_groups"]) == (0 if by is None else 1)
+
+
+def test_genes_are_chosen_without_the_test_cells(tmp_path: Path) -> None:
+    counts = np.ones((40, 3), dtype=np.float32)
+    counts[:, 1] += np.arange(40) % 2  # varies everywhere
+    split = {"validation": 0.25, "test": 0.2}
+    names = pandas.DataFrame(index=[f"c{i}" for i in range(40)])
+    anndata.AnnData(X=counts, obs=names).write_h5ad(tmp_path / "a.h5ad")
+    tested = prepare_cells({"path": str(tmp_path / "a.h5ad")}, split, sealed=False).split.test
+    counts[tested[0], 2] = 100  # varies much, in one test cell only
+    anndata.AnnData(X=counts, obs=names).write_h5ad(tmp_path / "a.h5ad")
+    data = {"path": str(tmp_path / "a.h5ad"), "genes": {"top_variance": 1}}
+    assert prepare_cells(data, {}).cells.genes == ("2",)
+    prepared = prepare_cells(data, split)
+    assert prepared.cells.genes == ("1",)
+    assert facts(prepared, split)["data"]["genes"]["chosen_on"] == "train and validation cells"
+    assert facts(prepare_cells(data, {}), {})["data"]["genes"]["chosen_on"] == "all cells"
+
+
+def test_facts_warn_of_groups_in_any_two_parts_and_of_a_batch_with_one_level(tmp_path: Path) -> None:
+    data = {"path": str(many(tmp_path / "a.h5ad"))}
+    split = {"validation": 0.25, "test": 0.2}
+    [said] = facts(prepare_cells(data, split), split)["data"]["warnings"]
+    assert "donor_id have cells in more than one part" in said
+    obs = pandas.DataFrame({"lane": ["one"] * 4}, index=list("wxyz"))
+    anndata.AnnData(X=COUNTS + 1, obs=obs).write_h5ad(tmp_path / "b.h5ad")
+    found = facts(prepare_cells({"path": str(tmp_path / "b.h5ad"), "batch": "lane"}, {}), {})
+    assert found["data"]["warnings"] == [
+        "batch lane has one level, one: the model learns nothing from it; remove data.batch"
+    ]
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="no real cells here (AUTOTUNE_TEST_DATA)")

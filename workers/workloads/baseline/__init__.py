@@ -80,7 +80,7 @@ class BaselineWorkload:
             raise CampaignError(
                 f"baseline predicts cell types: set data.labels to a column of obs{self._columns(data, split)}"
             )
-        return prepare_cells(data, split)
+        return prepare_cells(data, split, sealed=not split.get("unsealed", False))
 
     def _columns(self, data: Mapping[str, Any], split: Mapping[str, Any]) -> str:
         """Return the names of the file's columns as a hint."""

@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from autotune.errors import DataError
+from workers.workloads.cells.counts import cell_totals
 from workers.workloads.cells.genes import column_variance
 from workers.workloads.cells.prepared import PreparedCells
+from workers.workloads.cells.sources import row_blocks
 
 _PER_CELL = 1e4  # counts per cell after normalisation
 
@@ -59,10 +61,16 @@ def log_normalised(counts: Any) -> Any:
     Args:
         counts: CSR, shape ``(n_cells, n_genes)``.
     """
-    per_row = np.diff(counts.indptr)
-    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    expression = counts.copy()
-    expression.data = np.log1p(counts.data * np.repeat(_PER_CELL / np.maximum(totals, 1.0), per_row)).astype(np.float32)
+    from scipy import sparse
+
+    totals = cell_totals(counts)
+    values = np.empty(counts.nnz, dtype=np.float32)
+    for start, stop in row_blocks(counts.indptr):
+        first, last = counts.indptr[start], counts.indptr[stop]
+        scale = np.repeat(_PER_CELL / np.maximum(totals[start:stop], 1.0), np.diff(counts.indptr[start : stop + 1]))
+        values[first:last] = np.log1p(counts.data[first:last] * scale)
+    expression = sparse.csr_matrix((values, counts.indices, counts.indptr), shape=counts.shape, copy=False)
+    expression.has_canonical_format = True  # as that of the counts, whose positions it shares
     return expression
 
 

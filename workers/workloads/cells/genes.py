@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autotune.errors import DataError
-
 
 def column_variance(matrix: Any) -> npt.NDArray[np.float64]:
     """Return the variance (divisor n) of each column of a sparse matrix.
@@ -22,27 +20,35 @@ def column_variance(matrix: Any) -> npt.NDArray[np.float64]:
     Returns:
         Shape ``(n_genes,)``.
     """
-    n_cells, n_genes = matrix.shape
-    values = matrix.data.astype(np.float64)
-    total = np.bincount(matrix.indices, weights=values, minlength=n_genes)
-    squares = np.bincount(matrix.indices, weights=values * values, minlength=n_genes)
-    return (squares * n_cells - total * total) / float(n_cells) ** 2
+    moments = Moments(matrix.shape[1])
+    moments.add(matrix)
+    return moments.variance()
 
 
-def top_variance(matrix: Any, number: int) -> npt.NDArray[np.intp]:
-    """Return the positions of the `number` genes whose counts vary most, in the original gene order.
-
-    Ties go to the gene that comes first.
+class Moments:
+    """Sums of the columns of a sparse matrix that comes in blocks of rows.
 
     Args:
-        matrix: Raw counts, CSR, shape ``(n_cells, n_genes)``.
-        number: How many genes to keep.
-
-    Raises:
-        DataError: If there are fewer genes than asked for.
+        n_genes: Number of columns.
     """
-    n_genes = matrix.shape[1]
-    if number > n_genes:
-        raise DataError(f"data.genes.top_variance asks for {number} genes, the file has {n_genes}: ask for fewer")
-    order = np.argsort(-column_variance(matrix), kind="stable")
-    return np.sort(order[:number])
+
+    def __init__(self, n_genes: int) -> None:
+        self._n_cells = 0
+        self._total = np.zeros(n_genes)
+        self._squares = np.zeros(n_genes)
+
+    def add(self, block: Any) -> None:
+        """Add rows, CSR, without duplicate entries."""
+        values, n_genes = block.data.astype(np.float64), block.shape[1]
+        self._n_cells += block.shape[0]
+        self._total += np.bincount(block.indices, weights=values, minlength=n_genes)
+        self._squares += np.bincount(block.indices, weights=values * values, minlength=n_genes)
+
+    def variance(self) -> npt.NDArray[np.float64]:
+        """Return the variance (divisor n) of each column, shape ``(n_genes,)``."""
+        return (self._squares * self._n_cells - self._total * self._total) / float(self._n_cells) ** 2
+
+
+def most_variable(variance: npt.NDArray[np.float64], number: int) -> npt.NDArray[np.intp]:
+    """Return the positions of the `number` largest values, rising; ties go to the gene that comes first."""
+    return np.sort(np.argsort(-variance, kind="stable")[:number])
