@@ -71,6 +71,9 @@ def simulate(path: Path, n_cells: int, seed: int = 0) -> dict[str, float]:
 class Watch:
     """Samples the memory of the workers that this process started, in a thread.
 
+    Processes are read one after another: while a trial ends, its share of the pages may be counted twice for a moment,
+    so the peak is an upper bound.
+
     Attributes:
         samples: Seconds, then bytes per part: ``worker``, ``fork server``, ``trials`` (all PSS), ``mapped`` (PSS of the
             mapped counts in all of them).
@@ -204,6 +207,7 @@ def main(cells: int, trials: int, batch_size: int, save: bool) -> None:
             "libraries_and_training": _shares(small.peak, size),
             "libraries_and_training_ratio": round(_total(small.peak) / size, 3),
             "pss_over_time": _thinned(big.samples, size),
+            "steady_ratio": common.spread([ratio for _, ratio in _thinned(big.samples, size)])["median"],
             "pauses_s": {name: common.spread(values) for name, values in pauses(notes).items() if values},
         }
     rows = [[name, figures["peak"][name], figures["libraries_and_training"][name]] for name in figures["peak"]]

@@ -27,6 +27,7 @@ class Outbox:
 
     def __init__(self, fd: int) -> None:
         self._sock = socket.socket(fileno=os.dup(fd))
+        self._sock.settimeout(None)  # whatever default an objective's libraries have set
         self._waiting = bytearray()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import secrets
 import tempfile
 import threading
@@ -25,6 +24,7 @@ from autotune.trial import Trial
 from workers.admission import Admission
 from workers.again import slot_like
 from workers.models import read_card, save_model
+from workers.workloads.cells.load import people_columns
 
 if TYPE_CHECKING:
     from autotune.store.base import CampaignRecord
@@ -34,7 +34,6 @@ OnProgress = Callable[[Progress], None]
 
 _FORMAT = "cells 1"
 _CHUNK = 1 << 22  # entries looked at at a time
-_BEINGS = ("donor", "patient", "individual", "subject", "participant", "mouse", "animal", "sample")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +115,7 @@ def table_of(adata: Any, *, layer: str | None, keys: Mapping[str, str | None]) -
     if adata.isbacked:
         raise DataError("adata is backed by a file: pass adata.to_memory()")
     counts = _counts(adata, layer)
-    columns = {name: _numbered(adata.obs[name]) for name in _people(adata.obs)}
+    columns = {name: _numbered(adata.obs[name]) for name in people_columns(map(str, adata.obs.columns))}
     for key, name in keys.items():
         if name is not None:
             columns[name] = _column(adata.obs, key, name)
@@ -297,12 +296,6 @@ def _column(obs: Any, key: str, name: str) -> tuple[npt.NDArray[np.int32], tuple
         raise DataError(f"{key}: {missing} cells have no value in adata.obs[{name!r}]: drop or fill them")
     names, codes = np.unique(np.asarray(obs[name].astype(str), dtype=str), return_inverse=True)
     return codes.astype(np.int32), tuple(map(str, names))
-
-
-def _people(obs: Any) -> list[str]:
-    """Return the columns that are named like donors, samples and so on: workloads warn when a split divides them."""
-    words = {name: re.sub(r"[^a-z0-9]", "", str(name).lower()).removesuffix("id") for name in obs.columns}
-    return [str(name) for name in obs.columns if words[name] in _BEINGS]
 
 
 def _numbered(column: Any) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:

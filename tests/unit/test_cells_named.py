@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,14 @@ from workers.workloads.cells.simulate import simulate_cells
 from workers.workloads.cells.spec import data_spec
 
 TINY = Named(n_cells=40, top_variance=10, from_where="here", gigabytes=0)
+
+
+@pytest.fixture(autouse=True)
+def _own_timeout() -> Iterator[None]:
+    """A fetch sets the default of its process."""
+    before = socket.getdefaulttimeout()
+    yield
+    socket.setdefaulttimeout(before)
 
 
 @pytest.fixture(autouse=True)

@@ -197,3 +197,21 @@ def test_genes_of_one_name_cannot_be_chosen() -> None:
     check_unique(("a", "b"))
     with pytest.raises(InputError, match="var_names_make_unique"):
         check_unique(("a", "b", "a"))
+
+
+def test_labels_that_training_did_not_know_become_the_unlabelled_one() -> None:
+    import anndata
+    import numpy as np
+    import pandas as pd
+
+    from workers.tuning import _with_known_labels
+
+    cells = anndata.AnnData(
+        X=np.ones((4, 2), dtype=np.float32),
+        obs=pd.DataFrame({"type": pd.Categorical(["a", "b", "rare", "a"])}, index=list("wxyz")),
+    )
+    known = np.array(["a", "b", "Unknown"])
+    own = _with_known_labels(cells, "type", known, {"unlabeled_category": "Unknown"})
+    assert list(own.obs["type"]) == ["a", "b", "Unknown", "a"]
+    assert list(cells.obs["type"]) == ["a", "b", "rare", "a"], "the user's own table stays as it was"
+    assert _with_known_labels(own, "type", known, {"unlabeled_category": "Unknown"}) is own

@@ -172,7 +172,7 @@ def names_of(names: Sequence[str], choice: Choice) -> tuple[str, ...]:
 def cell_totals(matrix: Any) -> npt.NDArray[np.float64]:
     """Return the total counts of each cell, float64, shape ``(n_cells,)``.
 
-    In blocks: scipy's own sum in float64 turns all values into float64 first, of a large file gigabytes per process.
+    Exact: scipy's own sum adds in float32 whatever dtype is asked, which is exact up to 2^24 only.
 
     Args:
         matrix: CSR, shape ``(n_cells, n_genes)``.

@@ -151,9 +151,14 @@ def _column(source: Source, name: str) -> npt.NDArray[np.str_]:
     return np.asarray(values.astype(str), dtype=str)
 
 
-def _people(source: Source) -> dict[str, npt.NDArray[np.int32]]:
-    """Return `Cells.people`: the columns whose name, whatever its case and signs, is that of a being, or of its id."""
+def people_columns(names: Iterable[str]) -> list[str]:
+    """Return the names that are those of a being, or of its id, whatever their case and signs; donors first."""
     ranks = {name: rank for rank, being in enumerate(_BEINGS) for name in (being, f"{being}id")}
-    plain = {name: re.sub(r"[^a-z0-9]", "", name.lower()) for name in source.columns}
-    found = sorted((name for name in plain if plain[name] in ranks), key=lambda name: ranks[plain[name]])
+    plain = {name: re.sub(r"[^a-z0-9]", "", name.lower()) for name in names}
+    return sorted((name for name in plain if plain[name] in ranks), key=lambda name: ranks[plain[name]])
+
+
+def _people(source: Source) -> dict[str, npt.NDArray[np.int32]]:
+    """Return `Cells.people`."""
+    found = people_columns(source.columns)
     return {name: source.column(name).factorize()[0].astype(np.int32) for name in found}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -71,7 +72,7 @@ def by_path(data: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(name, str):
         return dict(data)
     genes = {"top_variance": named(name).top_variance}
-    rest = {key: value for key, value in data.items() if key != "dataset"}
+    rest = {key: value for key, value in data.items() if key != "dataset" and value is not None}
     return {"genes": genes, "name": name, "path": str(named_file(name)), **rest}
 
 
@@ -94,6 +95,8 @@ def ensure(name: str) -> Path:
 def _fetch(name: str, file: Path) -> None:
     """Run the loader in a process of its own: it loads torch, and says things on standard output."""
     known = named(name)
+    for left in file.parent.glob(f"{name}.part-*"):  # of one that was killed: this process has the lock
+        shutil.rmtree(left, ignore_errors=True)
     done = subprocess.run(
         [sys.executable, "-m", "workers.workloads.cells.fetching", name, str(file)],
         capture_output=True,

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from autotune.errors import DataError
 from workers.reporting import NoCheckpoint, Trial
 from workers.workloads.cells.corruption import Corruption
+from workers.workloads.cells.counts import cell_totals
 from workers.workloads.cells.prepared import PreparedCells
 from workers.workloads.scvi.likelihood import MAX_ELEMENTS
 from workers.workloads.scvi.loaders import unsupervised
@@ -155,7 +156,7 @@ def corrupted_cells(prepared: PreparedCells, corruption: Corruption) -> Prepared
     Raises:
         DataError: If no training or no validation cell is left.
     """
-    filled = np.asarray(corruption.counts.sum(axis=1, dtype=np.float64)).ravel() > 0
+    filled = cell_totals(corruption.counts) > 0
     split = prepared.split
     train_cells, validation = (part[filled[part]] for part in (split.train, split.validation))
     if not len(train_cells) or not len(validation):
