@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 from autotune.search.base import Memory, Observation, draw_unseen, generator
 from autotune.search.blends import blends
+from autotune.search.columns import Ints
 from autotune.search.feasibility import Array, Encoder, Feasibility, Raw, fit
+from autotune.search.table import Table
 from autotune.space import Space
 
 _SLACK = 0.25  # how far below the highest probability a candidate may be while nothing fails, relative to it
@@ -37,7 +39,9 @@ _OPEN = 10.0  # no gate for one in (this + number of failures) proposals
 _DRAWS = 64  # random draws among which one that passes is looked for
 _ANCHORS = 4  # best trials towards which a refused candidate is moved
 _AT_ONCE = 32  # trials looked at together for anchors
-_KNOWN = 200_000  # configurations whose features are remembered
+_EACH = 200  # ended trials up to which the model is fitted for each new one
+_STEP = 1 / 50  # share of new ones for which it is fitted after that, rounded down to a power of 2
+_MOST = 1000  # latest ended trials that the model is fitted to
 _OPENING, _PURPOSE, _BLENDING = 1, 2, 3  # purposes of random numbers
 
 
@@ -96,36 +100,79 @@ class Avoidance:
     """Makes gates. All that it holds is a cache."""
 
     def __init__(self) -> None:
-        self._known: tuple[Space, Encoder, dict[str, Array]] | None = None
+        self._own: Table | None = None
+        self._table: Table | None = None  # whose features these are
+        self._encoder: Encoder | None = None
+        self._epoch = -1
+        self._features: Array = np.zeros((0, 0))
+        self._rows = 0
+        self._fitted: tuple[bytes, Feasibility, float] | None = None
 
     def gate(self, space: Space, history: Sequence[Observation], number: int, seed: int, memory: Memory) -> Gate | None:
+        """Return `gate_of` the history, read into a table."""
+        if self._own is None or (self._own.space is not space and self._own.space != space):
+            self._own = Table(space, memory)
+        self._own.sync(history)
+        return self.gate_of(self._own, number, seed)
+
+    def gate_of(self, table: Table, number: int, seed: int) -> Gate | None:
         """Return the gate for proposal ``number``; None where every candidate may pass.
 
         Trials that finished or were pruned speak for a configuration, infeasible ones against it; no other trial
-        says anything.
+        says anything. The model is that of the latest 1,000 or so of them, and after the first 200 it is fitted anew
+        only when 2% more have come.
         """
-        failures = sum(o.infeasible for o in history)
+        failures = len(table.infeasible)
         if failures == 0 or generator(seed, number, _OPENING).random() * (_OPEN + failures) < 1.0:
             return None
-        told = sorted((o for o in history if o.infeasible or o.state in ("finished", "pruned")), key=lambda o: o.number)
-        encoder, rows = self._cache(space)
-        features = np.array([_row(encoder, rows, *memory.look_up(space, o.params)) for o in told])
-        infeasible = np.array([o.infeasible for o in told])
-        model = fit(features, infeasible, encoder.groups)
-        best = float(model.probability(features).max())
+        rows = table.ended()
+        infeasible = np.isin(rows, np.fromiter(table.infeasible, dtype=np.int64, count=failures))
+        model, best, encoder = self._fit(table, rows, infeasible)
         chances = generator(seed, number, _PURPOSE).random(2)
-        probing = bool(chances[0] * (1.0 + (len(told) / _EARLY) ** 4) < 1.0)
+        probing = bool(chances[0] * (1.0 + (len(rows) / _EARLY) ** 4) < 1.0)
         share = _PROBING if probing else _strictness(infeasible)
         draw = probing and bool(chances[1] < _DRAWN)
         return Gate(encoder=encoder, model=model, best=best, strict=share * best, draw=draw)
 
-    def _cache(self, space: Space) -> tuple[Encoder, dict[str, Array]]:
-        if self._known is None or (self._known[0] is not space and self._known[0] != space):
-            self._known = space, Encoder(space), {}
-        _, encoder, rows = self._known
-        if len(rows) >= _KNOWN:
-            rows.clear()
-        return encoder, rows
+    def _fit(self, table: Table, rows: Ints, infeasible: NDArray[np.bool_]) -> tuple[Feasibility, float, Encoder]:
+        """Return model, highest probability to end well among the trials it knows, and features."""
+        features, encoder = self._read(table)
+        count = _fitted_count(len(rows), int(infeasible.argmax()) + 1)
+        known, failed = rows[:count][-_MOST:], infeasible[:count][-_MOST:]
+        key = known.tobytes() + failed.tobytes() + table.epoch.to_bytes(8, "little")
+        if self._fitted is None or self._fitted[0] != key:
+            model = fit(features[known], failed, encoder.groups)
+            self._fitted = key, model, float(model.probability(features[known]).max())
+        return self._fitted[1], self._fitted[2], encoder
+
+    def _read(self, table: Table) -> tuple[Array, Encoder]:
+        """Return the features of all rows, and what made them."""
+        if self._encoder is None or self._epoch != table.epoch or self._table is not table:
+            self._table, self._encoder, self._epoch, self._rows = table, Encoder(table.space), table.epoch, 0
+            self._fitted = None
+        n, width = len(table), len(self._encoder.groups)
+        if n > len(self._features) or self._features.shape[1] != width:
+            grown = np.zeros((max(64, 2 * n), width))
+            if self._rows:
+                grown[: self._rows] = self._features[: self._rows]
+            self._features = grown
+        for row in range(self._rows, n):
+            self._features[row] = self._encoder.features(table.raws[row])
+        self._rows = n
+        return self._features, self._encoder
+
+
+def _fitted_count(count: int, first: int) -> int:
+    """Return of how many trials the model is made when ``count`` ended: all of the first 200, then in steps of 2%.
+
+    Args:
+        count: Number of trials that say something.
+        first: Number up to the first failure; the model always knows that.
+    """
+    if count <= _EACH:
+        return count
+    step = int(2 ** np.floor(np.log2(count * _STEP)))
+    return max(first, count // step * step)
 
 
 def _strictness(infeasible: NDArray[np.bool_]) -> float:
@@ -135,12 +182,6 @@ def _strictness(infeasible: NDArray[np.bool_]) -> float:
     failing = float(fading[: len(latest)] @ latest / fading.sum())
     least = max(_LEAST, 1.0 / max(1, int(infeasible.sum())))  # one or two failures make nothing strict
     return 1.0 - _SLACK * max(least, 1.0 - failing / _TARGET)
-
-
-def _row(encoder: Encoder, rows: dict[str, Array], key: str, raw: Raw) -> Array:
-    if key not in rows:
-        rows[key] = encoder.features(raw)
-    return rows[key]
 
 
 def move(
@@ -172,13 +213,17 @@ def draw_passing(space: Space, seen: set[str], rng: np.random.Generator, gate: G
     """
     if gate is None:
         return draw_unseen(space, seen, rng)
-    seen = set(seen)
     drawn: list[tuple[dict[str, Any], Raw]] = []
-    while len(drawn) < _DRAWS and (params := draw_unseen(space, seen, rng)) is not None:
-        raw = space.encode(params)
-        if gate.passes_loosely(raw):
-            return params
-        drawn.append((params, raw))
-        seen.add(space.hash(params))
+    added: list[str] = []  # taken out of the set again: a copy of it would cost more than all draws
+    try:
+        while len(drawn) < _DRAWS and (params := draw_unseen(space, seen, rng)) is not None:
+            raw = space.encode(params)
+            if gate.passes_loosely(raw):
+                return params
+            drawn.append((params, raw))
+            added.append(space.hash(params))
+            seen.add(added[-1])
+    finally:
+        seen.difference_update(added)
     order = gate.order([raw for _, raw in drawn])
     return drawn[order[0]][0] if order else None

@@ -95,20 +95,28 @@ class Memory:
         self._space: Space | None = None
         self._known: dict[str, tuple[str, dict[str, int | float]]] = {}
 
+    def _open(self, space: Space) -> None:
+        if self._space is not space and self._space != space:
+            self._known = {}
+        self._space = space
+        if len(self._known) >= _MEMORY:
+            self._known = {}
+
+    def remember(self, space: Space, params: Mapping[str, Any], identity: str, raw: dict[str, int | float]) -> None:
+        """Keep what `look_up` would find out."""
+        self._open(space)
+        self._known[repr(params)] = (identity, raw)
+
     def look_up(self, space: Space, params: Mapping[str, Any]) -> tuple[str, dict[str, int | float]]:
         """Return ``space.hash(params)`` and ``space.encode(params)``.
 
         Raises:
             SpaceError: The configuration is not in the space.
         """
-        if self._space is not space and self._space != space:
-            self._known = {}
-        self._space = space
         key = repr(params)
-        found = self._known.get(key)
+        found = self._known.get(key) if self._space is space or self._space == space else None
         if found is None:
-            if len(self._known) >= _MEMORY:
-                self._known = {}
+            self._open(space)
             found = self._known[key] = (space.hash(params), space.encode(params))
         return found
 

@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from autotune.search.avoidance import Avoidance, draw_passing, move
-from autotune.search.base import PENDING, Memory, Observation, exhausted, generator
+from autotune.search.base import PENDING, Memory, Observation, draw_unseen, exhausted, generator
 from autotune.space import Choice, Float, Leaf, LogFloat, LogInt, LogNormal, Normal, Numeric, Space
 
 _ATTEMPTS = 4  # asks of the model, each with an own seed, before a duplicate is replaced by a random draw
@@ -35,7 +34,7 @@ def warm_up() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class HyperoptTpe:
-    """TPE by hyperopt, as a pure function of the history. Also stands in for `tpe` until that has its own code.
+    """TPE by hyperopt, as a pure function of the history: the reference for `tpe`.
 
     How a trial enters the model: finished ones with their loss; failed ones as the worst, so that they repel;
     pending ones (queued, running, paused) with the mean of the finished losses; pruned and cancelled ones not
@@ -48,8 +47,6 @@ class HyperoptTpe:
         gamma: Factor in the number of trials that count as good, ``ceil(gamma * sqrt(n))``.
         candidates: Number of candidates drawn per parameter; 1 or more.
         prior_weight: Weight of the prior relative to one trial.
-        avoid_failures: Whether proposals keep away from where trials failed for a cause that lies in the
-            configuration (see `avoidance`). Without such failures it changes nothing.
     """
 
     seed: int = 0
@@ -57,9 +54,7 @@ class HyperoptTpe:
     gamma: float = 0.25
     candidates: int = 24
     prior_weight: float = 1.0
-    avoid_failures: bool = False
     _memory: Memory = field(default_factory=Memory, repr=False, compare=False)
-    _avoidance: Avoidance = field(default_factory=Avoidance, repr=False, compare=False)
     _models: dict[Space, _Model] = field(default_factory=dict, repr=False, compare=False)
 
     def check(self, space: Space) -> None:
@@ -70,22 +65,14 @@ class HyperoptTpe:
         seen = self._memory.seen(space, history)
         if exhausted(space, seen):
             return None
-        gate = self._avoidance.gate(space, history, number, self.seed, self._memory) if self.avoid_failures else None
         losses = _losses(history)
-        if len(losses) >= self.startup and not (gate is not None and gate.draw):
+        if len(losses) >= self.startup:
             raws = {o.number: self._memory.look_up(space, o.params)[1] for o in history if o.number in losses}
             for attempt in range(1, _ATTEMPTS + 1):
                 params = self._ask(space, raws, losses, number, attempt)
-                if space.hash(params) in seen:
-                    continue
-                raw = space.encode(params)
-                if gate is None or gate.passes(raw):
+                if space.hash(params) not in seen:
                     return params
-                ended = sorted((o for o in history if o.loss is not None), key=lambda o: (o.loss, o.number))
-                moved = move(space, gate, raw, [raws[o.number] for o in ended], seen, self.seed, number)
-                if moved is not None:
-                    return moved
-        return draw_passing(space, seen, generator(self.seed, number), gate)
+        return draw_unseen(space, seen, generator(self.seed, number))
 
     def _ask(
         self,

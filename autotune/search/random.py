@@ -8,6 +8,7 @@ from typing import Any
 
 from autotune.search.avoidance import Avoidance, draw_passing
 from autotune.search.base import Memory, Observation, generator
+from autotune.search.table import Table
 from autotune.space import Space
 
 
@@ -24,12 +25,17 @@ class RandomSearch:
     avoid_failures: bool = False
     _memory: Memory = field(default_factory=Memory, repr=False, compare=False)
     _avoidance: Avoidance = field(default_factory=Avoidance, repr=False, compare=False)
+    _tables: list[Table] = field(default_factory=list, repr=False, compare=False)
 
     def check(self, space: Space) -> None:
         """Accept every space."""
 
     def propose(self, space: Space, history: Sequence[Observation], number: int) -> dict[str, Any] | None:
         """Return a random configuration that is not in the history; see `Search.propose`."""
-        seen = self._memory.seen(space, history)
-        gate = self._avoidance.gate(space, history, number, self.seed, self._memory) if self.avoid_failures else None
-        return draw_passing(space, seen, generator(self.seed, number), gate)
+        if not self._tables or (self._tables[0].space is not space and self._tables[0].space != space):
+            self._tables[:] = [Table(space, self._memory)]
+        table = self._tables[0]
+        table.sync(history)
+        table.touched.clear()
+        gate = self._avoidance.gate_of(table, number, self.seed) if self.avoid_failures else None
+        return draw_passing(space, table.seen, generator(self.seed, number), gate)

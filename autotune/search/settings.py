@@ -12,23 +12,25 @@ from autotune.search.base import Search
 from autotune.search.grid import GridSearch
 from autotune.search.hyperopt_tpe import HyperoptTpe
 from autotune.search.random import RandomSearch
+from autotune.search.tpe import GAMMAS, LIARS, Tpe
 
 GROUP = "autotune.search"
 """Entry point group of further algorithms: each a callable that takes the settings and gives a `Search`."""
 
-_TPE: dict[str, int | float] = {
+_TPE: dict[str, Any] = {
     "seed": 0,
     "startup": 20,
     "gamma": 0.25,
     "candidates": 24,
     "prior_weight": 1.0,
 }
-_DEFAULTS: dict[str, dict[str, int | float]] = {
-    "tpe": _TPE | {"avoid_failures": True},
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "tpe": _TPE | {"split": "sqrt", "liar": "mean", "multivariate": False, "avoid_failures": True},
     "hyperopt_tpe": _TPE,
     "random": {"seed": 0, "avoid_failures": False},
     "grid": {"seed": 0},
 }
+_WORDS = {"liar": LIARS, "split": tuple(GAMMAS)}
 _SMALLEST = {"seed": 0, "startup": 1, "candidates": 1}
 
 
@@ -58,7 +60,10 @@ def search_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         if key != "algorithm" and key not in defaults:
             hint = nearest(str(key), ["algorithm", *defaults])
             raise CampaignError(f"unknown setting '{key}' of search algorithm {algorithm}{hint}")
-    return {"algorithm": algorithm} | {k: _checked(k, settings.get(k, v)) for k, v in defaults.items()}
+    checked = {k: _checked(k, settings.get(k, v)) for k, v in defaults.items()}
+    if "split" in checked and "gamma" not in settings:
+        checked["gamma"] = GAMMAS[str(checked["split"])]
+    return {"algorithm": algorithm} | checked
 
 
 def make_search(settings: Mapping[str, Any]) -> Search:
@@ -76,7 +81,7 @@ def make_search(settings: Mapping[str, Any]) -> Search:
         return RandomSearch(**values)
     if algorithm == "grid":
         return GridSearch(**values)
-    return HyperoptTpe(**values)
+    return Tpe(**values) if algorithm == "tpe" else HyperoptTpe(**values)
 
 
 def _entry_point(name: str) -> EntryPoint:
@@ -86,8 +91,12 @@ def _entry_point(name: str) -> EntryPoint:
     return found[name]
 
 
-def _checked(key: str, value: Any) -> int | float:
-    if key == "avoid_failures":
+def _checked(key: str, value: Any) -> int | float | str:
+    if key in _WORDS:
+        if value not in _WORDS[key]:
+            raise CampaignError(f"search setting {key}: {value!r} is none of {', '.join(_WORDS[key])}; correct it")
+        return str(value)
+    if key in ("avoid_failures", "multivariate"):
         if not isinstance(value, bool):
             raise CampaignError(f"search setting {key}: {value!r} is neither true nor false; correct it")
         return value

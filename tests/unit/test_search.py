@@ -234,7 +234,7 @@ def test_what_hyperopt_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_hyperopt_is_quiet(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
     caplog.set_level(logging.DEBUG)
-    run(make_search({"algorithm": "tpe", "startup": 2}), parse_space(EVERYTHING), lambda p: p["f"], 6)
+    run(make_search({"algorithm": "hyperopt_tpe", "startup": 2}), parse_space(EVERYTHING), lambda p: p["f"], 6)
     assert not [r for r in caplog.records if r.name.startswith("hyperopt")]
     assert capsys.readouterr() == ("", "")
 
@@ -270,7 +270,8 @@ def test_observations_are_checked() -> None:
 
 def test_settings_are_filled_in() -> None:
     full = {"algorithm": "tpe", "seed": 0, "startup": 20, "gamma": 0.25, "candidates": 24, "prior_weight": 1.0}
-    assert search_settings({}) == full | {"avoid_failures": True}
+    more = {"split": "sqrt", "liar": "mean", "multivariate": False, "avoid_failures": True}
+    assert search_settings({}) == full | more
     assert search_settings({"algorithm": "hyperopt_tpe", "gamma": 1}) == full | {
         "algorithm": "hyperopt_tpe",
         "gamma": 1.0,
@@ -295,6 +296,8 @@ def test_settings_are_filled_in() -> None:
         ({"gamma": 0}, "search setting gamma: 0 is not a positive number"),
         ({"gamma": math.nan}, "search setting gamma: nan is not a positive number"),
         ({"prior_weight": "1"}, "search setting prior_weight: '1' is not a positive number"),
+        ({"liar": "median"}, "search setting liar: 'median' is none of mean, worst, best"),
+        ({"liar": 1}, "search setting liar: 1 is none of mean, worst, best"),
         ([], "search settings are a mapping"),
     ],
 )

@@ -276,7 +276,8 @@ def test_between_two_values_are_allowed_values(parameter: Numeric, seed: int, wa
     value = between(parameter, start, end, way)
     assert parameter.normalise(value) == value
     low, high = sorted((start, end))
-    assert low * (1 - 1e-9) - 1e-9 <= value <= high * (1 + 1e-9) + 1e-9 or parameter.quantised
+    slack = 1e-9 * (1 + abs(low) + abs(high))
+    assert low - slack <= value <= high + slack or parameter.quantised
     assert between(parameter, start, end, 0.0) == pytest.approx(start)
     assert between(parameter, start, end, 1.0) == pytest.approx(end)
     assert 0 <= place(parameter, value) <= 1

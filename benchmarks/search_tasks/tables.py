@@ -1,0 +1,131 @@
+"""Models of scikit-learn on its bundled data sets, every configuration of a grid scored once by cross-validation.
+
+The tables are made by ``python -m search_tasks.tables`` (in ``benchmarks/``; minutes) and committed, so that a
+comparison costs nothing and all searches see the same numbers. Parameters are positions in the lists of values below.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+from collections.abc import Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from search_tasks.base import Task
+
+FOLDER = Path(__file__).parent / "tables"
+GRIDS: dict[str, dict[str, list[Any]]] = {
+    "svc-digits": {
+        "C": [10**e for e in (-2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 2.5, 3)],
+        "gamma": [10**e for e in (-5, -4.5, -4, -3.5, -3, -2.5, -2, -1.5, -1)],
+        "kernel": ["rbf", "poly", "sigmoid"],
+    },
+    "trees-cancer": {
+        "max_depth": [1, 2, 3, 4, 6, 8, 12, 20],
+        "min_samples_leaf": [1, 2, 3, 5, 8, 13, 21],
+        "max_features": [0.05, 0.1, 0.2, 0.4, 0.7, 1.0],
+        "criterion": ["gini", "entropy"],
+    },
+    "boosting-diabetes": {
+        "learning_rate": [0.01, 0.02, 0.04, 0.07, 0.12, 0.2, 0.35, 0.6],
+        "n_estimators": [10, 20, 40, 80, 160],
+        "max_depth": [1, 2, 3, 4, 6],
+        "subsample": [0.4, 0.7, 1.0],
+    },
+    "mlp-wine": {
+        "alpha": [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0],
+        "learning_rate_init": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
+        "hidden": [2, 4, 8, 16, 32, 64],
+        "activation": ["relu", "tanh"],
+    },
+}
+
+
+def space_of(grid: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """Return the space of positions in a grid; text values are a choice."""
+    return {
+        name: {"choice": values} if isinstance(values[0], str) else {"int": [0, len(values) - 1]}
+        for name, values in grid.items()
+    }
+
+
+@cache
+def _table(name: str) -> dict[str, float]:
+    with gzip.open(FOLDER / f"{name}.json.gz", "rt") as file:
+        losses: dict[str, float] = json.load(file)["losses"]
+    return losses
+
+
+def look_up(name: str, params: Mapping[str, Any]) -> float:
+    """Return the loss of a configuration of a table."""
+    grid = GRIDS[name]
+    return _table(name)[" ".join(str(v if isinstance(grid[k][0], str) else int(v)) for k, v in params.items())]
+
+
+def table_tasks() -> list[Task]:
+    """Return the tasks whose tables are there."""
+    return [
+        Task(name=name, family="table", space=space_of(grid), loss=partial(look_up, name))
+        for name, grid in GRIDS.items()
+        if (FOLDER / f"{name}.json.gz").exists()
+    ]
+
+
+def _score(name: str, values: Mapping[str, Any]) -> float:
+    """Return a cross-validated loss: log loss, or mean squared error for diabetes."""
+    import warnings
+
+    import numpy as np
+    from sklearn import datasets, ensemble, model_selection, neural_network, pipeline, preprocessing, svm
+
+    folds: Any = model_selection.StratifiedKFold(4, shuffle=True, random_state=0)
+    scoring, scale = "neg_log_loss", True
+    settings = dict(values)
+    if name == "svc-digits":
+        x, y = datasets.load_digits(return_X_y=True)
+        x, y = x[:500] / 16.0, y[:500]
+        model: Any = svm.SVC(**settings)
+        scoring, scale = "accuracy", False
+    elif name == "trees-cancer":
+        x, y = datasets.load_breast_cancer(return_X_y=True)
+        model = ensemble.ExtraTreesClassifier(n_estimators=30, random_state=0, **settings)
+    elif name == "boosting-diabetes":
+        x, y = datasets.load_diabetes(return_X_y=True)
+        model = ensemble.GradientBoostingRegressor(random_state=0, **settings)
+        folds = model_selection.KFold(4, shuffle=True, random_state=0)
+        scoring = "neg_mean_squared_error"
+    else:
+        x, y = datasets.load_wine(return_X_y=True)
+        hidden = settings.pop("hidden")
+        model = neural_network.MLPClassifier((hidden,), max_iter=60, random_state=0, **settings)
+    made = pipeline.make_pipeline(preprocessing.StandardScaler(), model) if scale else model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = model_selection.cross_val_score(made, x, y, cv=folds, scoring=scoring)
+    return round(-float(np.mean(found)), 6)
+
+
+def build() -> None:
+    """Write the tables that are missing."""
+    import sklearn
+
+    FOLDER.mkdir(exist_ok=True)
+    for name, grid in GRIDS.items():
+        path = FOLDER / f"{name}.json.gz"
+        if path.exists():
+            continue
+        losses = {}
+        for at in itertools.product(*(range(len(values)) for values in grid.values())):
+            values = {k: grid[k][i] for k, i in zip(grid, at, strict=True)}
+            key = " ".join(str(grid[k][i] if isinstance(grid[k][0], str) else i) for k, i in zip(grid, at, strict=True))
+            losses[key] = _score(name, values)
+        text = json.dumps({"grid": grid, "scikit-learn": sklearn.__version__, "losses": losses})
+        path.write_bytes(gzip.compress(text.encode(), mtime=0))
+        print(name, len(losses), "configurations, best", min(losses.values()))
+
+
+if __name__ == "__main__":
+    build()

@@ -1,0 +1,205 @@
+"""What our TPE does beyond hyperopt's: histories, batches, liars, joint densities; and without importing hyperopt."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autotune.errors import SpaceError
+from autotune.search import History, Observation, make_search
+from autotune.search.base import Memory
+from autotune.search.joint import JointProposer
+from autotune.search.sites import Sites
+from autotune.search.table import Table
+from autotune.search.tpe import Tpe, _State
+from autotune.space import Space, parse_space
+
+MIXED = parse_space(
+    {
+        "f": {"float": [0, 1]},
+        "rate": {"log_float": [1e-5, 1]},
+        "units": {"log_int": [1, 1024]},
+        "layers": {"int": [1, 5]},
+        "noise": {"normal": [0, 1]},
+        "c": {"choice": ["a", [1, 2], {"d": {"int": [1, 9]}, "e": {"float": [0, 1]}}]},
+        "one": {"int": [3, 3]},
+        "k": {"const": {"a": [1]}},
+    }
+)
+PLANE = parse_space({"x": {"float": [-5, 5]}, "y": {"float": [-5, 5]}})
+KINDS = [{}, {"multivariate": True}, {"split": "linear"}, {"liar": "worst"}]
+
+
+def told(space: Space, count: int, seed: int = 0, pending: int = 0) -> list[Observation]:
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(count):
+        params = space.sample(rng)
+        waiting = number >= count - pending
+        made.append(
+            Observation(
+                number=number,
+                params=params,
+                state="running" if waiting else "finished",
+                loss=None if waiting else float(rng.random()),
+            )
+        )
+    return made
+
+
+@pytest.mark.parametrize("settings", KINDS)
+def test_a_batch_is_what_single_proposals_would_be(settings: dict[str, Any]) -> None:
+    search = make_search({"algorithm": "tpe", **settings})
+    assert isinstance(search, Tpe)
+    history = told(MIXED, 60)
+    batch = search.propose_many(MIXED, history, range(60, 68))
+    assert len({MIXED.hash(params) for params in batch}) == 8
+    single = make_search({"algorithm": "tpe", **settings})
+    for number, params in enumerate(batch, start=60):
+        assert single.propose(MIXED, history, number) == params
+        history.append(Observation(number=number, params=params, state="queued"))
+    assert len(history) == 68
+
+
+def test_a_batch_ends_with_the_space() -> None:
+    space = parse_space({"a": {"int": [1, 5]}})
+    search = Tpe(startup=2)
+    assert len(search.propose_many(space, told(space, 1), range(1, 20))) == 4
+
+
+@pytest.mark.parametrize("settings", KINDS)
+def test_proposals_are_as_the_space_reads_them(settings: dict[str, Any]) -> None:
+    """Configurations are made from decisions by a short way; it leads to the same place as the long one."""
+    memory = Memory()
+    search = Tpe(startup=5, **settings)
+    for space in (MIXED, parse_space({k: p.to_json() for k, p in MIXED.parameters.items() if k != "c"})):
+        history = History(told(space, 40))
+        for number in range(40, 70):
+            params = search.propose(space, history, number)
+            assert params is not None
+            assert space.normalise(params) == params
+            assert search._memory.look_up(space, params) == memory.look_up(space, params)
+            history.put(Observation(number=number, params=params, state="finished", loss=params["f"]))
+
+
+@pytest.mark.parametrize("settings", KINDS)
+def test_a_cold_start_proposes_the_same(settings: dict[str, Any]) -> None:
+    warm = make_search({"algorithm": "tpe", "seed": 2, **settings})
+    history = History(told(MIXED, 120, pending=3))
+    for number in range(120, 150):
+        params = warm.propose(MIXED, history, number)
+        cold = make_search({"algorithm": "tpe", "seed": 2, **settings})
+        assert cold.propose(MIXED, list(history)[::-1], number) == params
+        history.put(Observation(number=number, params=params or {}, state="finished", loss=number % 7 / 7))
+
+
+def test_a_history_keeps_the_latest_of_each_number() -> None:
+    first, *rest = told(PLANE, 3)
+    history = History([first, *rest])
+    better = Observation(number=0, params=first.params, state="finished", loss=-1.0)
+    history.put(rest[0])
+    assert history.changed == 3, "nothing new"
+    history.put(better)
+    assert list(history) == [better, *rest]
+    assert (len(history), history[0], history[1:], history.changes(3)) == (3, better, rest, [better])
+
+
+def test_a_search_follows_histories_that_shrink_change_and_begin_anew() -> None:
+    warm = make_search({"algorithm": "tpe"})
+    one, other = told(PLANE, 60, seed=1), told(PLANE, 60, seed=2)
+    retold = [*one[:10], Observation(number=10, params=other[10].params, state="failed"), *one[11:]]
+    for history in (one, one[:40], other, History(other), History(one), one[::-1], retold, one[5:]):
+        cold = make_search({"algorithm": "tpe"}).propose(PLANE, list(history), 60)
+        assert warm.propose(PLANE, history, 60) == cold
+
+
+def test_a_history_outside_the_space_is_refused_and_forgotten() -> None:
+    warm = make_search({"algorithm": "tpe"})
+    good = told(PLANE, 40)
+    first = warm.propose(PLANE, good, 40)
+    with pytest.raises(SpaceError, match="parameter 'y' is missing"):
+        warm.propose(PLANE, [*good, Observation(number=40, params={"x": 1.0}, state="queued")], 41)
+    assert warm.propose(PLANE, good, 40) == first
+
+
+def test_the_liars() -> None:
+    table = Table(PLANE, Memory())
+    history = [
+        *(Observation(number=k, params={"x": float(k), "y": 0.0}, state="finished", loss=float(v))
+          for k, v in enumerate([3, 1, 8])),
+        Observation(number=3, params={"x": 0.5, "y": 0.0}, state="running"),
+        Observation(number=4, params={"x": 1.5, "y": 0.0}, state="failed"),
+        Observation(number=5, params={"x": 2.5, "y": 0.0}, state="pruned"),
+    ]  # fmt: skip
+    table.sync(history)
+    for liar, lie in (("mean", 4.0), ("worst", 8.0), ("best", 1.0)):
+        losses = table.model_losses(liar)
+        assert losses is not None
+        assert losses[:5].tolist() == [3, 1, 8, lie, np.inf]
+        assert np.isnan(losses[5])
+
+
+def test_sixteen_pending_points_differ() -> None:
+    for settings in KINDS:
+        search = Tpe(**settings)
+        batch = search.propose_many(PLANE, told(PLANE, 30), range(30, 46))
+        points = np.array([list(p.values()) for p in batch])
+        distances = np.linalg.norm(points[:, None] - points[None], axis=2)[np.triu_indices(16, 1)]
+        assert distances.min() > 0
+        assert np.median(distances) > 0.1
+
+
+def test_joint_densities_see_how_parameters_go_together() -> None:
+    """Good where x = y: the marginals say nothing of it."""
+    rng = np.random.default_rng(4)
+    history = History()
+    for number in range(200):
+        params = PLANE.sample(rng)
+        loss = abs(params["x"] - params["y"])
+        history.put(Observation(number=number, params=params, state="finished", loss=loss))
+
+    def correlation(multivariate: bool) -> float:
+        search = Tpe(multivariate=multivariate, split="linear")
+        made = [search.propose(PLANE, history, number) or {} for number in range(200, 300)]
+        return float(np.corrcoef([[p["x"], p["y"]] for p in made], rowvar=False)[0, 1])
+
+    assert correlation(True) > 0.6
+    assert abs(correlation(False)) < 0.4
+
+
+def test_a_joint_density_is_one() -> None:
+    """Over the values of a small space the masses sum to 1."""
+    space = parse_space(
+        {"a": {"int": [1, 4]}, "b": {"log_int": [1, 9]}, "c": {"choice": ["u", "v"], "weights": [1, 3]}}
+    )
+    state = _State(space, Memory())
+    state.table.sync(told(space, 30))
+    losses = state.table.model_losses("mean")
+    assert losses is not None
+    state.groups.split(losses, 0.25)
+    proposer = JointProposer(state.table, state.groups, 1.0, Sites(state.table.columns))
+    rows = [state.table.columns.row(space.encode(space.point(i))) for i in range(72)]
+    places, options = np.array([r[0] for r in rows]), np.array([r[1][2:] for r in rows])
+    for density in proposer._parts[0][2:]:
+        assert np.exp(density.log(places, options)).sum() == pytest.approx(1.0)  # type: ignore[attr-defined]
+        drawn, chosen = density.draw(4000, np.random.default_rng(0))  # type: ignore[attr-defined]
+        assert np.mean(chosen[:, 0] == 1) == pytest.approx(
+            np.exp(density.log(places, options))[options[:, 0] == 1].sum(), abs=0.04  # type: ignore[attr-defined]
+        )  # fmt: skip
+        assert np.all((drawn >= -0.5) & (drawn < 0.5))
+
+
+def test_proposing_needs_neither_hyperopt_nor_scipy() -> None:
+    code = (
+        "import sys; from autotune.search import make_search, Observation; from autotune.space import parse_space;"
+        "s = parse_space({'x': {'float': [0, 1]}, 'i': {'int': [1, 9]}});"
+        "h = [Observation(number=k, params={'x': k / 150, 'i': k % 9 + 1}, state='finished', loss=k)"
+        " for k in range(150)];"
+        "[make_search(a).propose(s, h, 150) for a in ({}, {'multivariate': True})];"
+        "assert not {'hyperopt', 'scipy'} & set(sys.modules), 'imported'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
