@@ -210,7 +210,9 @@ class Smac:
 
 SEARCHES: dict[str, Any] = {
     "tpe": lambda task, seed: Ours(task, seed, algorithm="tpe"),
-    "tpe, multivariate": lambda task, seed: Ours(task, seed, algorithm="tpe", multivariate=True),
+    "tpe, multivariate": lambda task, seed: Ours(
+        task, seed, algorithm="tpe", multivariate=True, split="linear", startup=10
+    ),
     "random": lambda task, seed: Ours(task, seed, algorithm="random"),
     "hyperopt": Hyperopt,
     "Optuna, univariate": lambda task, seed: Optuna(task, seed, multivariate=False, constant_liar=True),

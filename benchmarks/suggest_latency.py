@@ -10,7 +10,7 @@ search that has read nothing yet.
 A cell of a peer is left out where it would take longer than ``--limit`` seconds per proposal, guessed from the cell
 with a tenth of the trials.
 
-    python benchmarks/suggest_latency.py [--rounds 200] [--peer-rounds 10] [--limit 3]
+    OMP_NUM_THREADS=1 python benchmarks/suggest_latency.py [--rounds 200] [--peer-rounds 10] [--limit 3]
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
-
-for _library in ("OMP", "OPENBLAS", "MKL"):  # before NumPy is imported; threads gain nothing here
-    os.environ[f"{_library}_NUM_THREADS"] = "1"
 
 import click
 import common
@@ -218,11 +215,12 @@ def cell(system: str, space: Space, observations: list[Observation], rounds: int
 @click.option("--peer-rounds", default=10, show_default=True, help="Proposals of a peer per cell.")
 @click.option("--limit", default=3.0, show_default=True, help="Seconds per proposal beyond which a peer is left out.")
 @click.option("--most", default=TRIALS[-1], show_default=True, help="Most finished trials.")
+@click.option("--parameters", "counts", multiple=True, type=int, default=PARAMETERS, show_default=True)
 @click.option("--peers-most", default=TRIALS[-1], show_default=True, help="Most finished trials for peers.")
-def main(rounds: int, peer_rounds: int, limit: float, most: int, peers_most: int) -> None:
+def main(rounds: int, peer_rounds: int, limit: float, most: int, counts: tuple[int, ...], peers_most: int) -> None:
     """Measure, print a table, write results/suggest_latency.json."""
     cells, rows = [], []
-    for parameters in PARAMETERS:
+    for parameters in counts:
         space = parse_space(space_of(parameters))
         guess_s = dict.fromkeys(SYSTEMS, 0.0)
         for trials in (n for n in TRIALS if n <= most):

@@ -137,7 +137,7 @@ class Delivery:
             StoreUnreachableError: If the store is away.
         """
         self._uploads.end()
-        for action in ("checkpoint-again", "checkpoint-lost"):
+        for again in (True, False):
             try:
                 found = self._carrier.carry()
                 if found is None and self._carrier.reference is not None:
@@ -146,7 +146,8 @@ class Delivery:
             except StoreUnreachableError:
                 raise
             except (StoreError, OSError) as error:
-                _log.error("a checkpoint was not kept: %s", error, extra={"action": action, **names(self._held)})
+                extra = {"action": "checkpoint-lost", **names(self._held), "again": again}
+                _log.error("a checkpoint was not kept: %s", error, extra=extra)
         return self._carrier.reference  # an older one, if there is any
 
     def _write_reports(self, sender: ReportSender, *, has_result: bool) -> None:

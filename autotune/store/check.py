@@ -167,7 +167,7 @@ def _campaigns(store: MongoStore) -> Iterator[Finding]:
             )
     for row in database["trials"].aggregate(
         [
-            {"$match": {"number": {"$type": "number"}}},
+            {"$match": {"number": {"$type": "number", "$not": {"$type": "array"}}}},
             {"$group": {"_id": "$campaign", "n": {"$sum": 1}, "top": {"$max": "$number"}}},
         ]
     ):

@@ -136,7 +136,7 @@ def test_random_kills_leave_the_rungs_of_the_undisturbed_run(
     assert found == expected
     trials = store.trials.find("demo")
     lost = sum(t.ends.get(str(Cause.LOST), 0) for t in trials)
-    assert lost >= 3, "the kills hit trainings"
+    assert lost >= 1, "the kills hit trainings"
     for trial in trials:
         assert trial.state not in ACTIVE_STATES
         pauses = sum(a.cause == Cause.SCHEDULE for a in trial.attempts)

@@ -84,7 +84,7 @@ def find(key: str) -> Kept | None:
             try:
                 found = _open(folder)
             except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-                _log.warning("%s is damaged and is written again: %s", folder, error)
+                _log.warning("%s is damaged: %s", folder, error, extra={"action": "counts-damaged"})
                 shutil.rmtree(folder, ignore_errors=True)
             else:
                 with contextlib.suppress(OSError):  # another user's, or evicted just now
@@ -118,7 +118,7 @@ def store(
         _flush_folder(root)
     except (OSError, StoreSetupError, _NoRoom) as error:
         text = "counts are not kept on disk, but in the memory of each campaign: %s; set AUTOTUNE_HOME or %s"
-        _log.warning(text, error, BYTES_VARIABLE)
+        _log.warning(text, error, BYTES_VARIABLE, extra={"action": "counts-in-memory"})
         return None
     finally:
         if part is not None:
@@ -245,7 +245,7 @@ def _make_room(root: Path, size: int) -> None:
             raise _NoRoom(
                 f"they have {size / 1e9:.3g} GB, {root} is bounded to {bound / 1e9:.3g} GB, or its disk is full"
             )
-        _log.info("evicts %s", whole[0])
+        _log.info("evicts %s", whole[0], extra={"action": "counts-evicted"})
         shutil.rmtree(whole[0], ignore_errors=True)
         others.remove(whole)
 
