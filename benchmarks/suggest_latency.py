@@ -72,9 +72,9 @@ def told(space: Space, trials: int, rng: np.random.Generator) -> list[Observatio
     ]
 
 
-def ours(algorithm: str, space: Space, observations: list[Observation]) -> Ask:
+def ours(algorithm: str, space: Space, observations: list[Observation], **settings: Any) -> Ask:
     """Return our search with a history that grows."""
-    search: Search = make_search({"algorithm": algorithm})
+    search: Search = make_search({"algorithm": algorithm, **settings})
     history = History(observations)
 
     def ask(number: int) -> tuple[Mapping[str, Any], Callable[[float], None]]:
@@ -169,12 +169,13 @@ def optuna_tpe(multivariate: bool, space: Space, observations: list[Observation]
 
 SYSTEMS: dict[str, Callable[[Space, list[Observation]], Ask]] = {
     "tpe": lambda space, seen: ours("tpe", space, seen),
+    "tpe, multivariate": lambda space, seen: ours("tpe", space, seen, multivariate=True, split="linear"),
     "random": lambda space, seen: ours("random", space, seen),
     "hyperopt": hyperopt_tpe,
     "Optuna, univariate": lambda space, seen: optuna_tpe(False, space, seen),
     "Optuna, multivariate": lambda space, seen: optuna_tpe(True, space, seen),
 }
-OURS = ("tpe", "random")
+OURS = ("tpe", "tpe, multivariate", "random")
 
 
 def timed(ask: Ask, first: int, rounds: int, rng: np.random.Generator) -> Times:
