@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING
 
 from autotune.clock import Clock, SystemClock
 from autotune.errors import DuplicateError, StateError, StoreError, StoreUnreachableError
-from autotune.mirror import Curves, Members, Mirror
+from autotune.mirror import Curves, Members, Mirror, Told
 from autotune.planning import (
     Budget,
     Plan,
     device_use,
     idle_slots,
-    observations,
     plan,
     rung_observations,
     schedule_mode,
@@ -32,7 +31,7 @@ from autotune.planning import (
 )
 from autotune.retention import Retention
 from autotune.schedule import Promote, Propose, Schedule, Verdict, make_schedule, schedule_of
-from autotune.search import Observation, Search, make_search, warm_up
+from autotune.search import History, Observation, Search, make_search, warm_up
 from autotune.space import Space, parse_space
 from autotune.store.base import CampaignRecord
 from autotune.trial import ACTIVE_STATES, CampaignState, Trial, TrialState
@@ -76,6 +75,7 @@ class Coordinator:
         self._search: Search | None = None
         self._schedule: Schedule | None = None
         self._members = Members()
+        self._told = Told()
         self._curves = Curves(store, campaign)
         self._retention = Retention(store, self._clock)
         self._exhausted = False
@@ -91,7 +91,7 @@ class Coordinator:
             NotFoundError: If there is no such campaign.
         """
         record = self._store.campaigns.get(self._name)
-        if str(record.spec["search"].get("algorithm", "tpe")).endswith("tpe"):
+        if record.spec["search"].get("algorithm") == "hyperopt_tpe":
             # a standby that leads must not spend its first seconds on imports
             threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
         try:
@@ -236,9 +236,10 @@ class Coordinator:
     def _propose(self, record: CampaignRecord, space: Space, trials: list[Trial], wanted: list[Propose]) -> None:
         search = self._search = self._search or make_search(record.spec["search"])
         if self._schedule is not None and self._schedule.resources[:-1]:
-            history = rung_observations(trials, schedule_mode(record), max(_LEAST_AT_RUNG, len(space.leaves()) + 2))
+            least = max(_LEAST_AT_RUNG, len(space.leaves()) + 2)
+            history = History(rung_observations(trials, schedule_mode(record), least))
         else:
-            history = observations(trials, record.metric["mode"])
+            history = self._told.of(trials, record.metric["mode"])
         number = trials[-1].number + 1 if trials else 0
         for place in wanted:
             params = search.propose(space, history, number)
@@ -258,7 +259,7 @@ class Coordinator:
                 return
             _log.info("proposed", extra={"action": "propose", "campaign": self._name, "number": number})
             self._mirror.add(proposed)
-            history.append(Observation(number=number, params=params, state=str(TrialState.QUEUED), loss=None))
+            history.put(Observation(number=number, params=params, state=str(TrialState.QUEUED), loss=None))
             number += 1
 
     def _end(self, todo: Plan, record: CampaignRecord) -> CampaignState:

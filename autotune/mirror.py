@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autotune.planning import members
+from autotune.planning import members, observations
 from autotune.schedule import Curve, Member
+from autotune.search import History
 from autotune.store.base import CampaignRecord
 from autotune.store.report_tails import ReportTails
 from autotune.trial import ACTIVE_STATES, Report, Trial, TrialState
@@ -53,6 +54,27 @@ class Mirror:
     def forget(self) -> None:
         """Read everything anew at the next refresh: another coordinator wrote."""
         self._fresh = True
+
+
+class Told:
+    """The history that a search sees, one object for as long as a coordinator leads: a search reads what changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, Trial] = {}
+        self._history = History()
+
+    def of(self, trials: Sequence[Trial], mode: str) -> History:
+        """Return the history of all trials.
+
+        Args:
+            trials: In order of number; the same object for a trial that has not changed.
+            mode: ``min`` or ``max``, of the campaign's metric.
+        """
+        changed = [trial for trial in trials if self._known.get(trial.number) is not trial]
+        for trial, seen in zip(changed, observations(changed, mode), strict=True):
+            self._known[trial.number] = trial
+            self._history.put(seen)
+        return self._history
 
 
 class Members:

@@ -7,15 +7,15 @@ Run as ``python -m workers.evaluation``, in a process of its own as `workers.ins
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from autotune.errors import CampaignError, InputError, ObjectiveError, nearest
+from autotune.errors import CampaignError, ObjectiveError, nearest
 from autotune.store.base import CampaignRecord
 from workers.admission import Admission
+from workers.inspection import reply
 from workers.objectives import EVALUATE, import_callable, offered
 from workers.workloads.registry import get_workload
 
@@ -91,14 +91,7 @@ def _settings(name: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> 
 
 def main() -> None:
     """Read a question from standard input, print what was found."""
-    try:
-        answer = inspect(json.load(sys.stdin))
-    except InputError as error:
-        answer = {"error": type(error).__name__, "message": str(error)}
-    except ModuleNotFoundError as error:
-        message = f"this installation lacks {error.name}; install it with `pip install 'autotune[scvi]'`"
-        answer = {"error": "ObjectiveError", "message": message}
-    sys.stdout.write(json.dumps(answer) + "\n")
+    reply(inspect)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -132,8 +132,17 @@ def _ends(parameter: Numeric) -> tuple[Any, ...]:
 
 def main() -> None:
     """Read a campaign from standard input, print what was found."""
+    reply(inspect)
+
+
+def reply(look: Callable[[Any], dict[str, Any]]) -> None:
+    """Read a question as JSON from standard input; print the answer, or what is wrong, as one JSON object.
+
+    Args:
+        look: Gives the answer to a question, or raises one of the service's errors.
+    """
     try:
-        answer = inspect(json.load(sys.stdin))
+        answer = look(json.load(sys.stdin))
     except AutotuneError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
     except ModuleNotFoundError as error:

@@ -146,12 +146,16 @@ def unrecorded_server(folder: Path) -> Server | None:
 
 
 def start_ticks(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot, or None when there is none or it is a zombie."""
+    """Return when a process started, in clock ticks since boot, or None when there is none or it is a zombie.
+
+    One whose main thread alone has ended looks like a zombie and holds its files and ports until its last thread ends.
+    """
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if after_name[0] in "ZX" else int(after_name[19])
+    state, threads, started = after_name[0], int(after_name[17]), int(after_name[19])
+    return None if state in "ZX" and threads <= 1 else started
 
 
 def free_port(preferred: int) -> int:

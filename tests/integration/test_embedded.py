@@ -102,6 +102,17 @@ def test_start_find_stop(own_home: Path) -> None:
     assert campaigns() == ["kept"]
 
 
+def test_a_process_counts_until_its_last_thread_has_ended() -> None:
+    end_main = "import ctypes, threading as t; t.Thread(target=input).start(); ctypes.CDLL(None).pthread_exit(None)"
+    command = [sys.executable, "-c", end_main]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        stat = Path(f"/proc/{process.pid}/stat")
+        until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z")
+        assert start_ticks(process.pid) is not None, "another thread goes on and holds the files"
+        process.kill()
+        until(lambda: start_ticks(process.pid) is None)
+
+
 def test_it_listens_on_loopback_only(own_home: Path) -> None:
     embedded.start()
     server = running_server(own_home)

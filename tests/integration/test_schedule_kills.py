@@ -110,6 +110,11 @@ def _tables(store: MongoStore, name: str) -> dict[int, Any]:
     }
 
 
+def _lost(store: MongoStore, name: str) -> int:
+    """Return how many attempts ended because their training or their worker was killed."""
+    return sum(t.ends.get(str(Cause.LOST), 0) for t in store.trials.heads(name))
+
+
 def test_random_kills_leave_the_rungs_of_the_undisturbed_run(
     store: MongoStore, store_uri: str, make_campaign: Callable[..., CampaignRecord], tmp_path: Path
 ) -> None:
@@ -118,7 +123,7 @@ def test_random_kills_leave_the_rungs_of_the_undisturbed_run(
         wait_until(lambda: store.campaigns.get("calm").state is CampaignState.FINISHED, "the undisturbed run", 60)
     expected = _tables(store, "calm")
 
-    record = _launch(make_campaign, "demo", 0.03)
+    record = _launch(make_campaign, "demo", 0.1)
     choose, over, delivered = random.Random(11), threading.Event(), 0
     site = _Site(store, store_uri, tmp_path)
     try:
@@ -128,15 +133,19 @@ def test_random_kills_leave_the_rungs_of_the_undisturbed_run(
             over.wait(choose.random() * 0.7)
             delivered += site.kill(victim)
         site.start()
+        while _lost(store, "demo") < 3:  # a kill may come when the training's result is out already
+            wait_until(lambda: processes_of(site.running["worker"].pid)[2:], "a training")
+            over.wait(choose.random() * 0.1)
+            site.kill("training")
+            over.wait(0.2)
         wait_until(lambda: store.campaigns.get("demo").state is not CampaignState.RUNNING, "the end", 60)
     finally:
         site.end()
     assert delivered >= len(VICTIMS) - 2
     found = _tables(store, "demo")
     assert found == expected
-    trials = store.trials.find("demo")
-    lost = sum(t.ends.get(str(Cause.LOST), 0) for t in trials)
-    assert lost >= 1, "the kills hit trainings"
+    trials, lost = store.trials.find("demo"), _lost(store, "demo")
+    assert lost >= 3, "the kills hit trainings"
     for trial in trials:
         assert trial.state not in ACTIVE_STATES
         pauses = sum(a.cause == Cause.SCHEDULE for a in trial.attempts)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.mirror import Members
-from autotune.planning import members, rung_observations, schedule_mode
+from autotune.mirror import Members, Told
+from autotune.planning import members, observations, rung_observations, schedule_mode
 from autotune.testing.helpers import campaign_record
 from autotune.trial import Attempt, Trial, TrialState
 
@@ -156,3 +156,19 @@ def _columns(trials: list[Trial]) -> list[list[float | None]]:
 @pytest.mark.parametrize("least", [0, -1])
 def test_any_number_is_enough_if_none_is_asked_for(least: int) -> None:
     assert seen([make(0, PAUSED, 9.0, None)], least=least) == [("failed", None)]
+
+
+def test_a_search_is_told_what_changed_and_nothing_twice() -> None:
+    told, trials = Told(), [make(n, FINISHED, score=float(n)) for n in range(3)]
+    history = told.of(trials, "min")
+    assert [o.loss for o in history] == [0.0, 1.0, 2.0]
+    seen = history.changed
+    trials[1] = make(1, FINISHED, score=1.0)
+    assert told.of(trials, "min") is history
+    assert history.changed == seen, "read anew, but the same"
+    trials.append(make(3, RUNNING))
+    told.of(trials, "min")
+    trials[3] = make(3, FINISHED, score=9.0)
+    told.of(trials, "min")
+    assert [(o.state, o.loss) for o in history.changes(seen)] == [("running", None), ("finished", 9.0)]
+    assert list(history) == observations(trials, "min")
