@@ -33,16 +33,18 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def curves(prepared: Any, **settings: Any) -> tuple[list[dict[str, float]], float]:
     seen: list[dict[str, float]] = []
-    trial = Trial(
-        params=CONFIG, seed=3, metric="marginal_ll", data=prepared, send=lambda _, m: seen.append(dict(m)), **settings
-    )
+    given = {"params": CONFIG, **settings}
+    trial = Trial(seed=3, metric="marginal_ll", data=prepared, send=lambda _, m: seen.append(dict(m)), **given)
     result = get_workload("scvi").run(trial)
     return seen, result.metrics["marginal_ll"].value
 
 
-def test_it_is_reported_under_a_schedule_and_changes_nothing_else(prepared: Any) -> None:
-    plain, score = curves(prepared)
-    scheduled, same = curves(prepared, schedule_metric=EARLY_METRIC)
+def test_it_is_reported_where_something_goes_by_it_and_changes_nothing_else(prepared: Any) -> None:
+    none = {"early_stopping": False, "lr_patience": None}
+    plain, score = curves(prepared, params={**CONFIG, **none})
+    scheduled, same = curves(prepared, params={**CONFIG, **none}, schedule_metric=EARLY_METRIC)
+    for one in ({**none, "early_stopping": True}, {**none, "lr_patience": 25}):
+        assert curves(prepared, params={**CONFIG, **one})[0] == scheduled
     assert same == score
     assert all(EARLY_METRIC not in one for one in plain)
     assert [{k: v for k, v in one.items() if k != EARLY_METRIC} for one in scheduled] == plain

@@ -19,7 +19,7 @@ from workers.workloads.fields import defaults
 from workers.workloads.registry import get_workload
 from workers.workloads.scvi import training
 from workers.workloads.scvi.best import BestEpoch
-from workers.workloads.scvi.callbacks import EpochEnd, copy_weights
+from workers.workloads.scvi.callbacks import PLATEAU, EpochEnd, copy_weights
 from workers.workloads.scvi.quiet import quiet
 from workers.workloads.scvi.space import FIELDS
 
@@ -63,7 +63,7 @@ def test_result_says_what_it_is(prepared: Any) -> None:
     assert 0 < result.facts["marginal_ll_se_draws"] < score.se
     assert "marginal_ll_se_groups" not in result.facts
     assert [step for step, _ in sent] == [1, 2, 3, 4]
-    assert all(set(values) == {"elbo_train", "elbo_validation"} for _, values in sent)
+    assert all(set(values) == {"elbo_train", "elbo_validation", "elbo_validation_batch"} for _, values in sent)
     assert result.facts["n_params"] == 2 * 40 * 32 + 2 * 32 * 5
     assert result.facts["n_weights"] > result.facts["n_params"]
     assert result.facts["n_epochs_run"] == result.facts["max_epochs"] == 4
@@ -157,9 +157,34 @@ def test_copied_weights_do_not_follow_training() -> None:
 
 def test_early_stopping_waits_for_patience(prepared: Any) -> None:
     result, sent = run(prepared, lr=0.3, max_epochs=40, patience=2)
-    curve = [values["elbo_validation"] for _, values in sent]
-    assert len(curve) < 40
-    assert len(curve) == result.facts["n_epochs"] + 2
+    plain, steady = ([values[name] for _, values in sent] for name in ("elbo_validation", "elbo_validation_batch"))
+    last = max(int(np.argmin(plain)), int(np.argmin(steady))) + 1
+    assert len(sent) < 40
+    assert len(sent) == last + 2
+    assert result.facts["n_epochs"] == int(np.argmin(plain)) + 1
+
+
+def test_learning_rate_follows_the_steady_score_too(prepared: Any) -> None:
+    """Until an epoch makes no progress in either score the rate stays; each such epoch halves it here."""
+    rates: list[float] = []
+    original = EpochEnd.on_train_epoch_end
+
+    def spy(self: Any, trainer: Any, pl_module: Any) -> None:
+        rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        original(self, trainer, pl_module)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EpochEnd, "on_train_epoch_end", spy)
+        _, sent = run(prepared, lr=0.2, max_epochs=12, lr_patience=0, lr_factor=0.5, patience=50)
+    best, expected, rate = {}, [], 0.2
+    for _, values in sent:
+        expected.append(rate)
+        names = ("elbo_validation", "elbo_validation_batch")
+        progress = [values[name] < best.get(name, float("inf")) for name in names]
+        best = {name: min(values[name], best.get(name, float("inf"))) for name in names}
+        rate = rate if any(progress) else rate / 2
+    assert rates == pytest.approx(expected)
+    assert rates[-1] < 0.2
 
 
 def test_trains_on_exactly_the_training_cells(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +252,13 @@ def test_diverged_training_ends_promptly_as_not_a_number(prepared: Any) -> None:
     assert len(sent) <= 2
 
 
+class _Plan:
+    module = torch.nn.Linear(1, 1)
+
+    def log(self, name: str, value: float) -> None:
+        self.logged = (name, value)
+
+
 class _Trainer:
     current_epoch = 2
     should_stop = False
@@ -250,11 +282,12 @@ def test_held_out_metric_that_is_no_number_is_an_epoch_without_progress(value: f
     callback = EpochEnd(
         Trial(params={}, send=lambda step, values: sent.append(values["elbo_validation"])), BestEpoch(patience=2)
     )
-    trainer = _Trainer(1.0, value)
-    callback.on_train_epoch_end(trainer, None)
+    trainer, plan = _Trainer(1.0, value), _Plan()
+    callback.on_train_epoch_end(trainer, plan)
     assert (callback.best.epoch, callback.best.waited, trainer.should_stop) == (0, 1, False)
-    callback.on_train_epoch_end(trainer, None)
+    callback.on_train_epoch_end(trainer, plan)
     assert (callback.best_weights, trainer.should_stop, len(sent)) == ({}, True, 2)
+    assert plan.logged == (PLATEAU, 0.0)
 
 
 def test_error_that_has_nothing_to_do_with_nan_is_not_renamed(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,3 +248,15 @@ def test_best_epoch(patience: int | None, values: list[float], best: int, stoppe
             break
     assert tracker.epoch == best
     assert stopped == stopped_after
+
+
+def test_progress_of_either_score_is_progress() -> None:
+    """A lucky epoch (3.0) must not hide what the next ones learn; only the score itself says which weights are kept."""
+    tracker, waited = BestEpoch(patience=2), []
+    for epoch, (value, steady) in enumerate([(3, 9), (5, 8), (5, 7), (5, 7), (2, 7), (5, 7), (5, 7)], start=1):
+        assert tracker.update(epoch, value, steady) == (epoch in (1, 5))
+        waited.append(tracker.waited)
+    assert waited == [0, 0, 0, 1, 0, 1, 2]
+    assert (tracker.epoch, tracker.value, tracker.steady, tracker.progressed) == (5, 2, 7, 4)
+    assert tracker.should_stop
+    assert not BestEpoch(patience=2).update(1, float("nan"), 1.0)

@@ -24,9 +24,10 @@ from workers.reporting import Trial
 from workers.workloads.scvi.callbacks import EpochEnd
 from workers.workloads.scvi.tensors import read_tensors, write_tensors
 
-FORMAT = 1
+FORMAT = 2
 _TENSORS, _REST = "state.safetensors", "state.json"
 _WEIGHTS, _BEST, _OPTIMIZER, _RANDOM = "weights/", "best/", "optimizer/", "random/"
+_BEST_FIELDS = ("epoch", "value", "steady", "waited", "progressed")
 _log = logging.getLogger(__name__)
 
 
@@ -108,8 +109,9 @@ class BetweenEpochs(Callback):
             extra = {"action": "checkpoint-unusable"}
             _log.warning("the training begins anew, its checkpoint is not usable: %s", error, extra=extra)
             return
-        best, kept = self._epoch_end.best, state.rest["best"]
-        best.epoch, best.value, best.waited = kept["epoch"], kept["value"], kept["waited"]
+        best = self._epoch_end.best
+        for name in _BEST_FIELDS:
+            setattr(best, name, state.rest["best"][name])
         self._epoch_end.best_weights = state.part(_WEIGHTS if best.epoch == state.n_epochs else _BEST)
         self._epoch_end.n_epochs_run = state.n_epochs
         trainer.fit_loop.epoch_progress.increment_by(state.n_epochs)
@@ -152,7 +154,7 @@ def capture(trainer: Any, pl_module: Any, epoch_end: EpochEnd) -> State:
         rest={
             "format": FORMAT,
             "n_epochs": trainer.current_epoch,
-            "best": {"epoch": best.epoch, "value": best.value, "waited": best.waited},
+            "best": {name: getattr(best, name) for name in _BEST_FIELDS},
             "lr": [group["lr"] for group in optimizer.param_groups],
             "schedules": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
             "random": {"python": random.getstate(), "numpy": [kind, np.asarray(keys).tolist(), *rest]},

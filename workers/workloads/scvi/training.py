@@ -13,7 +13,7 @@ from autotune.errors import ObjectiveError
 from workers.reporting import Result, Trial
 from workers.workloads.cells.prepared import PreparedCells
 from workers.workloads.scvi.best import BestEpoch
-from workers.workloads.scvi.callbacks import EpochEnd
+from workers.workloads.scvi.callbacks import PLATEAU, EpochEnd
 from workers.workloads.scvi.early import EARLY_METRIC, held_out_batches
 from workers.workloads.scvi.loaders import semi_supervised, unsupervised
 from workers.workloads.scvi.models import Trained, build_model
@@ -55,8 +55,10 @@ def train_and_score(trial: Trial, prepared: PreparedCells, config: Mapping[str, 
 def train(trial: Trial, prepared: PreparedCells, config: Mapping[str, Any]) -> Trained:
     """Train a model on exactly the training cells and give it the weights of its best epoch.
 
-    Best is the lowest ``elbo_validation`` (no KL weight). Without ``early_stopping`` all ``max_epochs`` are trained,
-    and the best epoch is still the one that counts. Where an earlier attempt left a checkpoint, it goes on from there.
+    Best is the lowest ``elbo_validation`` (no KL weight). An epoch makes progress if that or ``elbo_validation_batch``
+    is lower than ever before: the training stops after ``patience`` epochs without progress, the learning rate falls
+    after ``lr_patience`` such epochs and one. Without ``early_stopping`` all ``max_epochs`` are trained, and the best
+    epoch is still the one that counts. Where an earlier attempt left a checkpoint, it goes on from there.
 
     The caller seeds (`seed_all`) and quietens (`quiet`). A training within a trial must not get its checkpoint.
 
@@ -69,7 +71,7 @@ def train(trial: Trial, prepared: PreparedCells, config: Mapping[str, Any]) -> T
     accelerator, devices, device = _device(trial.device)
     best = BestEpoch(patience=config["patience"] if config["early_stopping"] else None)
     epoch_end = EpochEnd(trial, best)
-    if trial.schedule_metric == EARLY_METRIC:
+    if trial.schedule_metric == EARLY_METRIC or config["early_stopping"] or _rate_falls(config):
         epoch_end.early = held_out_batches(model, prepared.split.validation, config["model"])
     between = BetweenEpochs(trial, epoch_end)
     _fit(model, prepared, config, epoch_end, between, accelerator=accelerator, devices=devices)
@@ -144,16 +146,22 @@ def _plan(model: Any, config: Mapping[str, Any]) -> Any:
         "weight_decay": config["weight_decay"],
         "n_epochs_kl_warmup": config["n_epochs_kl_warmup"],
     }
-    if config["lr_patience"] is not None and config["lr_factor"] is not None:
+    if _rate_falls(config):
         arguments |= {
             "reduce_lr_on_plateau": True,
             "lr_patience": config["lr_patience"],
             "lr_factor": config["lr_factor"],
+            "lr_scheduler_metric": PLATEAU,
         }
     if config["model"] != SEMI_SUPERVISED:
         return TrainingPlan(model.module, **arguments)
     ratio = config["classification_ratio"]
     return SemiSupervisedTrainingPlan(model.module, model.n_labels, classification_ratio=ratio, **arguments)
+
+
+def _rate_falls(config: Mapping[str, Any]) -> bool:
+    """Return whether the learning rate falls when there is no progress."""
+    return config["lr_patience"] is not None and config["lr_factor"] is not None
 
 
 def _is_broken(module: torch.nn.Module) -> bool:
