@@ -1,6 +1,6 @@
 """Hyperband with TPE against TPE that trains every trial to the end: scVI on real cells, best ELBO over epochs spent.
 
-    python -m benchmarks.hyperband_scvi /path/to/zeisel_cortex_1464x1000.h5ad [--seeds 3] [--slots 2]
+    python -m benchmarks.hyperband_scvi /path/to/zeisel_cortex_1464x1000.h5ad [--seeds 3] [--slots 2] [--reuse]
 
 Per seed two campaigns with the same space, data and split: ``tpe`` with 40 trials of 81 epochs, and ``tpe`` under
 ``hyperband`` with minimum 3, maximum 81, eta 3, and as many trials as whole brackets fit into a third of those epochs:
@@ -10,6 +10,7 @@ yet, so the first rung is at 3.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -102,8 +103,11 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
 @click.argument("data", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--slots", default=2, show_default=True)
-def main(data: Path, seeds: int, slots: int) -> None:
+@click.option("--reuse", is_flag=True, help="Take the full campaigns from results/hyperband_scvi.json.")
+def main(data: Path, seeds: int, slots: int, reuse: bool) -> None:
     """Run both campaigns with each seed; print and write what came of it."""
+    earlier = json.loads((common.RESULTS / "hyperband_scvi.json").read_text())["runs"] if reuse else []
+    known = {row["seed"]: row["tpe"] for row in earlier}
     trials = hyperband_trials(FULL_TRIALS * EPOCHS // 3)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as home:
@@ -112,7 +116,9 @@ def main(data: Path, seeds: int, slots: int) -> None:
 
         try:
             for seed in range(seeds):
-                full = run(campaign(f"tpe-{seed}", data.absolute(), seed, FULL_TRIALS, {"algorithm": "none"}), slots)
+                full = known.get(seed) or run(
+                    campaign(f"tpe-{seed}", data.absolute(), seed, FULL_TRIALS, {"algorithm": "none"}), slots
+                )
                 short = run(campaign(f"hyperband-{seed}", data.absolute(), seed, trials, HYPERBAND), slots)
                 gap = (short["best"] - full["best"]) / full["best"]
                 rows.append({"seed": seed, "tpe": full, "hyperband": short, "gap": round(gap, 5)})

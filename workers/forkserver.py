@@ -115,7 +115,6 @@ class ForkServer:
             os.close(log)
             os.close(null)
             os.environ.update(request["env"])
-            gc.unfreeze()
             from workers import child
 
             status = child.main(Channel(socket.socket(fileno=fd)), request["request"])

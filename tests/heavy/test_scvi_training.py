@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import RandomSampler
 
 from workers.reporting import Trial, TrialStopped
+from workers.workloads.cells import matrices
 from workers.workloads.fields import defaults
 from workers.workloads.registry import get_workload
 from workers.workloads.scvi import training
 from workers.workloads.scvi.best import BestEpoch
 from workers.workloads.scvi.callbacks import PLATEAU, EpochEnd, copy_weights
+from workers.workloads.scvi.loaders import Shuffled
 from workers.workloads.scvi.quiet import quiet
 from workers.workloads.scvi.space import FIELDS
 
@@ -210,6 +213,31 @@ def test_trains_on_exactly_the_training_cells(prepared: Any, monkeypatch: pytest
 def test_counts_are_shared_not_copied(prepared: Any) -> None:
     model = training.build_model(prepared, {**defaults(FIELDS), **SMALL})
     assert np.shares_memory(model.adata.X.data, prepared.cells.counts.data)
+
+
+@pytest.mark.parametrize("latent", [True, False])
+def test_counts_mapped_in_a_byte_each_train_to_the_same_bits(
+    cells_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, latent: bool
+) -> None:
+    monkeypatch.setenv("AUTOTUNE_HOME", str(tmp_path))
+    data, split = {"path": str(cells_path), "batch": "donor_id"}, {"validation": 0.3, "seed": 1}
+    plain = WORKLOAD.prepare(data, split)
+    monkeypatch.setattr(matrices, "SMALL_BYTES", 100)
+    mapped = WORKLOAD.prepare(data, split)
+    assert (plain.cells.counts.dtype, mapped.cells.counts.dtype) == (np.float32, np.uint8)
+    settings = {"max_epochs": 3, "use_observed_lib_size": not latent}
+    assert run(mapped, **settings) == run(plain, **settings)
+
+
+def test_training_cells_are_shuffled_as_torch_would(prepared: Any) -> None:
+    """The sampler that keeps no list draws the same random numbers, for the same order, and leaves the same ones."""
+    source = np.arange(40_000)
+    torch.manual_seed(3)
+    expected, after = list(RandomSampler(source)), torch.rand(3)
+    torch.manual_seed(3)
+    assert list(Shuffled(source)) == expected
+    assert torch.equal(torch.rand(3), after)
+    assert sorted(expected) == list(range(40_000))
 
 
 def test_cells_without_counts_are_left_out(tmp_path: Path) -> None:

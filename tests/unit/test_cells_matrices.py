@@ -21,6 +21,7 @@ from scipy import sparse
 
 from workers.workloads.baseline.features import log_normalised
 from workers.workloads.cells import load, matrices
+from workers.workloads.cells.corruption import corrupt
 from workers.workloads.cells.counts import Choice, MemoryTarget, as_matrix, canonical, cell_totals
 from workers.workloads.cells.load import load_cells, matrix_hash
 from workers.workloads.cells.names import Names
@@ -66,10 +67,17 @@ def test_counts_on_disk_are_those_in_memory(path: Path, tmp_path: Path, monkeypa
     assert isinstance(base(mapped.counts.data), np.memmap)
     assert isinstance(base(mapped.counts.indices), np.memmap)
     assert mapped.counts.indices.dtype == np.int32
+    assert mapped.counts.data.dtype == np.uint8
     monkeypatch.setattr(matrices, "SMALL_BYTES", 10**9)
     in_memory = read(path, genes={"top_variance": 12})
     assert not isinstance(base(in_memory.counts.data), np.memmap)
+    assert in_memory.counts.data.dtype == np.float32
     assert (mapped.counts != in_memory.counts).nnz == 0
+    np.testing.assert_array_equal(cell_totals(mapped.counts), cell_totals(in_memory.counts))
+    for kind in ("uniform", "binomial"):
+        small, plain = (corrupt(cells.counts, kind, 0.2, 3) for cells in (mapped, in_memory))
+        assert small.sha256 == plain.sha256
+        assert (small.counts != plain.counts).nnz == 0
     assert matrix_hash(mapped) == matrix_hash(in_memory)
     assert (mapped.names, mapped.genes) == (in_memory.names, in_memory.genes)
     assert mapped.n_genes_total == in_memory.n_genes_total == N_GENES
@@ -198,6 +206,24 @@ def test_packed_names_are_names(names: list[str]) -> None:
     assert packed[1:3] == names[1:3]
     with pytest.raises(IndexError):
         packed[len(names)]
+
+
+@pytest.mark.parametrize(
+    ("largest", "kind"),
+    [(None, "float32"), (255, "uint8"), (256, "uint16"), (65535, "uint16"), (65536, "float32")],
+)
+def test_counts_take_as_few_bytes_as_they_need(largest: float | None, kind: str) -> None:
+    assert Choice(genes=None, n_entries=1, largest=largest).value_type == kind
+
+
+def test_a_count_that_is_large_after_all_stays_what_it_is(path: Path) -> None:
+    cells = anndata.read_h5ad(path)
+    for largest, kind in ((70_000, "float32"), (300, "uint16")):
+        cells.X.data[7] = largest
+        cells.write_h5ad(path)
+        counts = read(path).counts
+        assert counts.dtype == kind
+        assert counts.toarray().max() == largest
 
 
 def test_many_entries_are_indexed_as_scipy_wants() -> None:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from autotune.mirror import Members, Told
 from autotune.planning import members, observations, rung_observations, schedule_mode
+from autotune.search import History, make_search
+from autotune.space import parse_space
 from autotune.testing.helpers import campaign_record
 from autotune.trial import Attempt, Trial, TrialState
 
@@ -20,8 +22,9 @@ QUEUED, RUNNING, CANCELLED = TrialState.QUEUED, TrialState.RUNNING, TrialState.C
 
 def make(number: int, state: TrialState, *scores: float | None, rung: int | None = None, **more: Any) -> Trial:
     """Return a trial with these scores at its rungs; `rung` is by default that of the last of them."""
+    more = {"params": {"x": number}, **more}
     return Trial(
-        campaign="c", number=number, params={"x": number}, config_hash=str(number), state=state, rung_scores=scores,
+        campaign="c", number=number, config_hash=str(number), state=state, rung_scores=scores,
         rung=max(0, len(scores) - 1) if rung is None else rung, **more,
     )  # fmt: skip
 
@@ -77,7 +80,7 @@ def test_the_highest_rung_with_enough_results_is_modelled() -> None:
     ]
     at_the_first: list[tuple[str, float | None]] = [("finished", v) for v in (9.0, 8.0, 7.0, 20.0, 10.0, 6.0)]
     at_the_second: list[tuple[str, float | None]] = [("finished", 5.0), ("finished", 4.0), ("finished", 6.0)]
-    rest: list[tuple[str, float | None]] = [("pruned", None), ("pruned", None), ("running", None), ("queued", None)]
+    rest: list[tuple[str, float | None]] = [("failed", None), ("pruned", None), ("running", None), ("queued", None)]
     assert seen(trials, least=4) == [*at_the_first, ("queued", None)]
     assert seen(trials, least=3) == at_the_second + rest
     assert seen(trials, least=2) == at_the_second + rest
@@ -91,10 +94,31 @@ def test_where_no_rung_has_enough_the_fullest_counts() -> None:
     assert seen([make(0, QUEUED)], least=5) == [("queued", None)]
 
 
-def test_a_stopped_trial_is_no_bad_one() -> None:
-    """Its last value is never taken for that of a higher rung."""
-    trials = [make(0, FINISHED, 9.0, 5.0), make(1, FINISHED, 9.0, 6.0), make(2, PRUNED, 1e9)]
-    assert seen(trials)[2] == ("pruned", None)
+def test_a_stopped_trial_lost_and_nothing_more_is_said() -> None:
+    """Its last value is never taken for that of a higher rung, and it teaches nothing of what cannot be trained."""
+    trials = [make(0, FINISHED, 9.0, 5.0), make(1, FINISHED, 9.0, 6.0), make(2, PRUNED, 1e9), make(3, PRUNED, 1.0)]
+    assert seen(trials)[2:] == [("failed", None), ("failed", None)]
+    assert not any(o.infeasible for o in rung_observations(trials, "min", 2))
+
+
+def test_what_waits_below_the_rung_or_was_stopped_without_a_rung_is_left_out() -> None:
+    trials = [make(0, FINISHED, 9.0, 5.0), make(1, FINISHED, 9.0, 6.0), make(2, PAUSED, 7.0), make(3, PRUNED)]
+    assert seen(trials)[2:] == [("pruned", None), ("pruned", None)]
+
+
+def test_the_survivors_of_a_rung_do_not_make_what_lost_look_new() -> None:
+    """All that reached the upper rung have a high rate; the low ones lost below: the search must not go there."""
+    space = parse_space({"lr": {"choice": [1, 2, 3, 4, 5]}, "x": {"float": [0, 1]}})
+    trials = [
+        make(n, FINISHED, 9.0, float(n), params={"lr": 5, "x": n / 10})
+        if n < 9
+        else make(n, PRUNED, 9.0, params={"lr": 1 + n % 4, "x": n / 30})
+        for n in range(30)
+    ]
+    search = make_search({"algorithm": "tpe", "startup": 5, "seed": 0})
+    history = History(rung_observations(trials, "min", 8))
+    proposals = [search.propose(space, history, 30 + n) for n in range(40)]
+    assert sum(p is not None and p["lr"] == 5 for p in proposals) > 30
 
 
 def test_what_failed_or_was_no_number_at_the_rung_has_failed() -> None:

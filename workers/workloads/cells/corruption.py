@@ -105,7 +105,7 @@ def corrupt(counts: Any, kind: Kind, rate: float, seed: int) -> Corruption:
         kind=kind,
         rate=float(rate),
         seed=int(seed),
-        sha256=_digest(kind, rate, seed, (rows, columns, original, values[changed])),
+        sha256=_digest(kind, rate, seed, (rows, columns, original, values[changed].astype(np.float32))),
     )
 
 

@@ -27,15 +27,23 @@ class Choice:
     Attributes:
         genes: Positions of the chosen genes, rising; None: all.
         n_entries: Entries that are not zero in them.
+        largest: No count is larger; None: not known.
     """
 
     genes: npt.NDArray[np.intp] | None
     n_entries: int
+    largest: float | None = None
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of their values and positions."""
+        """Bytes of their values, as float32, and positions."""
         return self.n_entries * (4 + self.index_type.itemsize)
+
+    @property
+    def value_type(self) -> np.dtype[Any]:
+        """The smallest type that holds the counts: unsigned integers of one or two bytes, else float32."""
+        largest = np.inf if self.largest is None else self.largest
+        return np.dtype(next((kind for kind in (np.uint8, np.uint16) if largest <= np.iinfo(kind).max), np.float32))
 
     @property
     def index_type(self) -> np.dtype[Any]:
@@ -119,7 +127,7 @@ def choose(source: Source, number: int | None, seen: npt.NDArray[np.bool_] | Non
         raise DataError(f"{place(source)}: {n_cells} cells x {n_genes} genes: nothing to train on")
     if number is not None and number > n_genes:
         raise DataError(f"data.genes.top_variance asks for {number} genes, the file has {n_genes}: ask for fewer")
-    faults, moments = _Faults(), Moments(n_genes)
+    faults, moments, largest = _Faults(), Moments(n_genes), 0.0
     entries = np.zeros(n_genes, dtype=np.int64)
     for start, stored in source.blocks():
         if not np.issubdtype(stored.dtype, np.number) and stored.dtype != bool:
@@ -129,13 +137,14 @@ def choose(source: Source, number: int | None, seen: npt.NDArray[np.bool_] | Non
             continue  # only how many more there are is of interest
         block = canonical(stored)
         entries += np.bincount(block.indices, minlength=n_genes)
+        largest = max(largest, float(block.data.max(initial=0.0)))
         if number is not None:
             moments.add(block if seen is None else block[seen[start : start + block.shape[0]]])
     faults.check(source)
     if number is None:
-        return Choice(genes=None, n_entries=int(entries.sum()))
+        return Choice(genes=None, n_entries=int(entries.sum()), largest=largest)
     genes = most_variable(moments.variance(), number)
-    return Choice(genes=genes, n_entries=int(entries[genes].sum()))
+    return Choice(genes=genes, n_entries=int(entries[genes].sum()), largest=largest)
 
 
 def keep(source: Source, choice: Choice, target: Target) -> None:

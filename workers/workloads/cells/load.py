@@ -34,8 +34,8 @@ class Cells:
     """Raw counts of the chosen genes. Shared by the trials of a host: read only.
 
     Attributes:
-        counts: CSR, float32, shape ``(n_cells, n_genes)``, non-negative whole numbers; of a large file mapped from
-            disk, for reading only.
+        counts: CSR, shape ``(n_cells, n_genes)``, non-negative whole numbers as float32; of a large file mapped from
+            disk, for reading only, and where they are small enough as uint8 or uint16: convert before calculating.
         names: Names of cells, length ``n_cells``.
         genes: Names of the chosen genes, length ``n_genes``.
         obs: Chosen columns of ``obs``: column -> text values, shape ``(n_cells,)``.

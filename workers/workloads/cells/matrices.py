@@ -1,10 +1,10 @@
 """Counts of large files as memory-mapped arrays on disk: written once, then shared by all processes of a host.
 
 ``matrices`` in the service's folder holds one folder per content, layer and choice of genes, named by their hash:
-``data.npy`` (float32), ``indices.npy`` and ``indptr.npy`` (int32, or int64 from 2^31 entries on), ``cells.npy`` (names,
-UTF-8) and ``cell_ends.npy``, and ``about.json``. It is written beside its place, flushed to the disk and renamed, so a
-folder under its own name is whole. What a process has mapped stays there for it when the folder is removed; so no locks
-are needed to evict what was not used for longest.
+``data.npy`` (the smallest of uint8, uint16 and float32 that holds them), ``indices.npy`` and ``indptr.npy`` (int32, or
+int64 from 2^31 entries on), ``cells.npy`` (names, UTF-8) and ``cell_ends.npy``, and ``about.json``. It is written
+beside its place, flushed to the disk and renamed, so a folder under its own name is whole. What a process has mapped
+stays there for it when the folder is removed; so no locks are needed to evict what was not used for longest.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DEFAULT_BYTES = 50 * 10**9
 FORGOTTEN_S = 24 * 3600.0
 """What nobody went on writing for so long was left by a process that was killed."""
 
-_FORMAT = 1
+_FORMAT = 2
 _ARRAYS = ("data", "indices", "indptr", "cells", "cell_ends")
 _PART = ".part-"
 
@@ -48,7 +48,7 @@ class Kept:
     """Counts of the chosen genes, with names.
 
     Attributes:
-        matrix: CSR float32, canonical, shape ``(n_cells, n_genes)``.
+        matrix: CSR, canonical, whole numbers as float32, uint8 or uint16, shape ``(n_cells, n_genes)``.
         names: Names of cells.
         genes: Names of the chosen genes.
         n_genes_total: Number of genes in the file.
@@ -141,11 +141,11 @@ class _FileTarget:
 
     def __init__(self, folder: Path, choice: Choice, n_cells: int) -> None:
         self.indptr = np.zeros(n_cells + 1, dtype=choice.index_type)
-        self._index_type = choice.index_type
+        self._types = choice.value_type, choice.index_type
         self._cells = 0
         self._files = [
             _array_file(folder / f"{name}.npy", kind, choice.n_entries)
-            for name, kind in (("data", np.dtype(np.float32)), ("indices", choice.index_type))
+            for name, kind in zip(("data", "indices"), self._types, strict=True)
         ]
 
     def __enter__(self) -> _FileTarget:
@@ -159,8 +159,8 @@ class _FileTarget:
     def add(self, block: Any) -> None:
         """Append a block."""
         first = int(self.indptr[self._cells])
-        self._files[0].write(block.data.tobytes())
-        self._files[1].write(block.indices.astype(self._index_type).tobytes())
+        for file, array, kind in zip(self._files, (block.data, block.indices), self._types, strict=True):
+            file.write(array.astype(kind).tobytes())
         self.indptr[self._cells + 1 : self._cells + 1 + block.shape[0]] = block.indptr[1:].astype(np.int64) + first
         self._cells += block.shape[0]
 

@@ -1,0 +1,130 @@
+"""Does it help TPE under Hyperband to know which trials were stopped? A simulation with curves that we know.
+
+    python benchmarks/stopped_trials.py [--seeds 60]
+
+The space of scVI, R = 81, eta = 3, minimum 3: one round of all brackets, 49 trials, one after another. ``alike``: the
+order at 3 epochs is nearly that at 81; ``crossing``: low learning rates win, but learn slowly. "left out" is BOHB's
+rule, "bad ones" ours (docs/decisions/016). What counts is the true final loss of the best trial that trained to the
+end, less the least there is.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+import common
+import numpy as np
+
+from autotune.planning import rung_observations
+from autotune.search import History, Observation, make_search
+from autotune.space import parse_space
+from autotune.trial import Trial, TrialState
+from workers.workloads.scvi.space import space
+
+RUNGS = (3, 9, 27, 81)
+BRACKETS = ((0, 27), (1, 12), (2, 6), (3, 4))
+LEAST = 8
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "tpe": {"algorithm": "tpe", "startup": 10},
+    "tpe, multivariate, linear": {"algorithm": "tpe", "startup": 10, "multivariate": True, "split": "linear"},
+    "random": {"algorithm": "random"},
+}
+RATES = {
+    "alike": {0.01: 0, 0.005: 8, 0.001: 40, 0.0005: 65, 0.0001: 170},
+    "crossing": {0.01: 60, 0.005: 30, 0.001: 0, 0.0005: 5, 0.0001: 40},
+}
+SLOW = {0.01: 1.0, 0.005: 1.2, 0.001: 2.0, 0.0005: 2.6, 0.0001: 5.0}
+
+
+def final_loss(kind: str, params: Mapping[str, Any]) -> float:
+    """Return the loss after 81 epochs; 0 at best."""
+    return (
+        RATES[kind][params["lr"]]
+        + 60 * abs(params["dropout_rate"] - 0.3) ** 1.5
+        + 2 * abs(params["n_layers"] - 3.5) - 1
+        + {64: 2, 128: 0, 256: 3}[params["n_hidden"]]
+        + 0.5 * abs(params["n_latent"] - 8)
+        + {"zinb": 0, "nb": 6}[params["reconstruction_loss"]]
+    )  # fmt: skip
+
+
+def left_out(observations: list[Observation], trials: list[Trial]) -> list[Observation]:
+    """Return the observations as BOHB has them."""
+    return [
+        Observation(number=o.number, params=o.params, state="pruned", loss=None)
+        if t.state is TrialState.PRUNED and o.loss is None
+        else o
+        for o, t in zip(observations, trials, strict=True)
+    ]
+
+
+def as_they_are(observations: list[Observation], trials: list[Trial]) -> list[Observation]:
+    """Return the observations as the coordinator has them."""
+    return observations
+
+
+def run(kind: str, algorithm: Mapping[str, Any], rule: Callable[..., list[Observation]], seed: int) -> float:
+    """Return what one round of Hyperband found."""
+    noise, search, plain = np.random.default_rng(seed), make_search({**algorithm, "seed": seed}), parse_space(space())
+    trials: list[Trial] = []
+
+    def train(params: Mapping[str, Any], epochs: int) -> float:
+        away = 400 * SLOW[params["lr"]] / epochs
+        return final_loss(kind, params) + away + noise.normal(0, 20 / math.sqrt(epochs)) + noise.normal(0, 1)
+
+    def put(number: int, state: TrialState, scores: tuple[float, ...], params: Mapping[str, Any]) -> None:
+        trial = Trial(
+            campaign="c", number=number, params=params, config_hash=str(number), state=state, rung_scores=scores,
+            rung=len(scores) - 1,
+        )  # fmt: skip
+        trials[number:] = [trial, *trials[number + 1 :]]
+
+    found = math.inf
+    for first, size in BRACKETS:
+        begin = len(trials)
+        for number in range(begin, begin + size):
+            history = History(rule(rung_observations(trials, "min", LEAST), trials))
+            params = search.propose(plain, history, number)
+            assert params is not None
+            put(number, TrialState.PAUSED, tuple(train(params, e) for e in RUNGS[: first + 1]), params)
+        alive = list(range(begin, begin + size))
+        for rung in range(first, len(RUNGS) - 1):
+            alive.sort(key=lambda number: trials[number].rung_scores[rung] or 0.0)
+            for number in alive[len(alive) // 3 :]:
+                put(number, TrialState.PRUNED, trials[number].rung_scores, trials[number].params)  # type: ignore[arg-type]
+            alive = alive[: len(alive) // 3]
+            for number in alive:
+                t = trials[number]
+                put(number, TrialState.PAUSED, (*t.rung_scores, train(t.params, RUNGS[rung + 1])), t.params)  # type: ignore[arg-type]
+        found = min([found, *(final_loss(kind, trials[number].params) for number in alive)])
+    return found
+
+
+@click.command()
+@click.option("--seeds", default=60, show_default=True)
+def main(seeds: int) -> None:
+    """Measure, print a table, write results/stopped_trials.json."""
+    figures: list[dict[str, Any]] = []
+    for kind in RATES:
+        for name, algorithm in ALGORITHMS.items():
+            for label, rule in (("left out", left_out), ("bad ones", as_they_are)):
+                if name == "random" and rule is as_they_are:
+                    continue
+                values = [run(kind, algorithm, rule, seed) for seed in range(seeds)]
+                figures.append({
+                    "curves": kind, "search": name, "stopped trials are": label,
+                    "mean": round(statistics.mean(values), 2),
+                    "se": round(statistics.stdev(values) / math.sqrt(seeds), 2),
+                    "median": round(statistics.median(values), 2),
+                })  # fmt: skip
+    print(common.table(list(figures[0]), [list(row.values()) for row in figures]))
+    command, packages = f"python benchmarks/stopped_trials.py --seeds {seeds}", common.versions("autotune", "numpy")
+    print(common.write("stopped_trials", command, {"seeds": seeds, "rows": figures}, packages))
+
+
+if __name__ == "__main__":
+    main()
