@@ -145,6 +145,10 @@ class Campaign(_Section):
         budget: When the campaign ends.
         fixed: Parameters and settings with one value for all trials; they take precedence over the default space.
         lease: Lease and renewal intervals.
+        isolation: ``process``: each trial trains in a process of its own. ``none``: in the worker's, for a
+            ``module:callable`` that takes milliseconds.
+        ahead: So many trials per slot are proposed before a slot is free for them; default: 0, with ``isolation: none``
+            2. What they find is not known to proposals that were made before.
         failures: What failures mean for the campaign.
         limits: How long a training may take.
         description: Free text.
@@ -162,6 +166,8 @@ class Campaign(_Section):
     budget: Budget
     fixed: dict[str, Any] = Field(default_factory=dict)
     lease: LeaseSettings = LeaseSettings()
+    isolation: Literal["process", "none"] = "process"
+    ahead: int | None = Field(default=None, ge=0, le=1000)
     failures: FailureSettings = FailureSettings()
     limits: Limits = Limits()
     description: str = ""
@@ -194,8 +200,9 @@ class Campaign(_Section):
         return ":" in self.objective
 
     def to_json(self) -> dict[str, Any]:
-        """Return the campaign as plain JSON values."""
-        return self.model_dump(mode="json")
+        """Return the campaign as plain JSON values; ``isolation`` and ``ahead`` only where they are not the default."""
+        plain = self.model_dump(mode="json")
+        return {k: v for k, v in plain.items() if (k, v) not in (("isolation", "process"), ("ahead", None))}
 
 
 def parse_campaign(content: Mapping[str, Any], source: str = "campaign") -> Campaign:
@@ -222,6 +229,7 @@ def parse_campaign(content: Mapping[str, Any], source: str = "campaign") -> Camp
             f"{source}: lease.renewal_s ({campaign.lease.renewal_s:g}) must be at most half of "
             f"lease.duration_s ({campaign.lease.duration_s:g})"
         )
+    _check_isolation(campaign, source)
     _check_plain(campaign, source)
     return campaign
 
@@ -311,6 +319,26 @@ def _known_keys(parents: list[str]) -> list[str]:
         if model is None:
             return []
     return list(model.model_fields)
+
+
+def _check_isolation(campaign: Campaign, source: str) -> None:
+    """Refuse what a trial in the worker's own process cannot do, and proposals ahead of a schedule's rungs."""
+    algorithm = campaign.schedule.get("algorithm", "none")
+    if campaign.ahead and algorithm not in ("none", "median"):
+        raise CampaignError(f"{source}: ahead: the schedule '{algorithm}' says who is next; leave ahead out")
+    if campaign.isolation == "process":
+        return
+    reason = None
+    if not campaign.is_callable:
+        reason = f"the workload '{campaign.objective}' trains in a process of its own"
+    elif campaign.data is not None:
+        reason = "data is loaded into a process of its own"
+    elif campaign.limits != Limits():
+        reason = "without a process of its own a trial cannot be ended by limits"
+    elif algorithm not in ("none", "median"):
+        reason = f"without a process of its own a trial cannot be paused, as the schedule '{algorithm}' does"
+    if reason is not None:
+        raise CampaignError(f"{source}: isolation: {reason}; leave isolation: process")
 
 
 def _check_plain(campaign: Campaign, source: str) -> None:

@@ -12,7 +12,8 @@ import os
 import secrets
 import socket
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from autotune.clock import Clock, SystemClock
 from autotune.errors import DuplicateError, StateError, StoreError, StoreUnreachableError
@@ -51,6 +52,8 @@ before it gives trials back, or the campaign's lease if that is shorter."""
 _RENEW_LEAD_S = 2.0
 _TICK_S = 1.0
 _LEAST_TICK_S = 0.05
+_LOOK_S = 0.5
+_AHEAD = 2
 _LEAST_AT_RUNG = 5
 _BACKOFF_S = (0.1, 5.0)
 
@@ -81,6 +84,8 @@ class Coordinator:
         self._exhausted = False
         self._revision: int | None = None
         self._connected_s = -math.inf
+        self._looked_s = -math.inf
+        self._slots: dict[str, int] | None = None
         self._answered_s = -math.inf
         self._wait_s = _TICK_S
 
@@ -105,7 +110,7 @@ class Coordinator:
             try:
                 with self._store.watch_progress(self._name) as watch:
                     while not stop.is_set():
-                        state = self.step()
+                        state = self.step(only_trials=watch.changed == "trials")
                         if state is not CampaignState.RUNNING:
                             return state
                         pause_s = _BACKOFF_S[0]
@@ -124,13 +129,20 @@ class Coordinator:
         except StoreUnreachableError:
             _log.warning("could not give up the lead", extra={"action": "resign", "campaign": self._name})
 
-    def step(self) -> CampaignState:
-        """Do what is to do now; return the state of the campaign."""
+    def step(self, *, only_trials: bool = False) -> CampaignState:
+        """Do what is to do now; return the state of the campaign.
+
+        Args:
+            only_trials: Whether it is known that trials have changed, and nothing else: leases that ran out and workers
+                are then looked at only if that was a while ago.
+        """
         record = self._store.campaigns.get(self._name)
         now_s = self._clock.monotonic_s()
         if now_s - self._answered_s > self._wait_s + AWAY_S:  # also where the driver rode it out and no error came
             self._connected_s = now_s
         self._answered_s = now_s
+        if not only_trials or now_s - self._looked_s >= _LOOK_S:
+            self._looked_s, self._slots = now_s, None
         state = self._step(record)
         self._answered_s = self._clock.monotonic_s()
         return state
@@ -142,11 +154,13 @@ class Coordinator:
             return record.state
         if not self._lead():
             return record.state
-        self._reap(record)
+        if self._slots is None:
+            self._reap(record)
+            self._slots = self._free_slots()
         if record.revision != self._revision:
             self._revision = record.revision
             self._mirror.forget()
-        free = self._free_slots()
+        free = self._slots
         trials = self._mirror.refresh()
         if self._space is None:
             self._space = parse_space(record.space)
@@ -163,17 +177,17 @@ class Coordinator:
         )
         if todo.end is not None:
             return self._end(todo, record)
-        self._act(record, trials, todo, idle)
+        self._act(record, trials, todo, idle=idle, ahead=ahead_of(record) * sum(free.values()))
         return record.state
 
-    def _act(self, record: CampaignRecord, trials: list[Trial], todo: Plan, idle: int) -> None:
+    def _act(self, record: CampaignRecord, trials: list[Trial], todo: Plan, *, idle: int, ahead: int) -> None:
         """Carry out what the schedule says: proposals, promotions, and ends of trials that wait in vain."""
         schedule = self._schedule = self._schedule or make_schedule(schedule_of(record.spec))
         self._stop_hopeless(record, schedule, trials)
         seen = self._members.of(trials, schedule_mode(record))
         rungs = {member.number: member.rung for member in seen}
         proposals: list[Propose] = []
-        actions = schedule.actions(seen, idle=idle, remaining=todo.remaining)
+        actions = schedule.actions(seen, idle=idle + ahead, remaining=todo.remaining)
         for action in spared(trials, actions) if self._retention.holds(record, trials) else actions:
             if isinstance(action, Propose):
                 proposals.append(action)
@@ -241,26 +255,44 @@ class Coordinator:
         else:
             history = self._told.of(trials, record.metric["mode"])
         number = trials[-1].number + 1 if trials else 0
-        for place in wanted:
-            params = search.propose(space, history, number)
-            if params is None:
-                self._exhausted = True
-                _log.info("space exhausted", extra={"action": "exhausted", "campaign": self._name, "trials": number})
+        at_once = len(wanted) if ahead_of(record) else 1  # one at a time, two coordinators never propose side by side
+        for places in batched(wanted, at_once):
+            proposals: list[dict[str, Any]] = []
+            for place in places:
+                params = search.propose(space, history, number)
+                if params is None:
+                    self._exhausted = True
+                    _log.info("exhausted", extra={"action": "exhausted", "campaign": self._name, "trials": number})
+                    break
+                proposals.append({
+                    "number": number, "params": params, "config_hash": space.hash(params), "bracket": place.bracket,
+                    "seed": trial_seed(int(_setting(record, "search", "seed")), number),
+                    "target": None if self._schedule is None else target_of(self._schedule, place.resource),
+                })  # fmt: skip
+                history.put(Observation(number=number, params=params, state=str(TrialState.QUEUED), loss=None))
+                number += 1
+            if not self._write(proposals) or self._exhausted:
                 return
-            seed = trial_seed(int(_setting(record, "search", "seed")), number)
-            try:
-                proposed = self._store.trials.propose(
-                    self._name, number, params, space.hash(params), seed=seed, bracket=place.bracket,
-                    target=None if self._schedule is None else target_of(self._schedule, place.resource),
-                )  # fmt: skip
-            except DuplicateError:
-                self._mirror.forget()
-                _log.info("another coordinator proposed", extra={"action": "yield", "campaign": self._name})
-                return
-            _log.info("proposed", extra={"action": "propose", "campaign": self._name, "number": number})
-            self._mirror.add(proposed)
-            history.put(Observation(number=number, params=params, state=str(TrialState.QUEUED), loss=None))
-            number += 1
+
+    def _write(self, proposals: list[dict[str, Any]]) -> bool:
+        """Write proposals; return False when another coordinator has proposed meanwhile."""
+        try:
+            if len(proposals) == 1:
+                written = [self._store.trials.propose(self._name, **proposals[0])]
+            else:
+                written = self._store.trials.propose_many(self._name, proposals) if proposals else []
+        except DuplicateError:
+            self._mirror.forget()
+            self._told = Told()
+            _log.info("another coordinator proposed", extra={"action": "yield", "campaign": self._name})
+            return False
+        except StoreError:
+            self._told = Told()  # it may or may not be there
+            raise
+        for trial in written:
+            _log.info("proposed", extra={"action": "propose", "campaign": self._name, "number": trial.number})
+            self._mirror.add(trial)
+        return True
 
     def _end(self, todo: Plan, record: CampaignRecord) -> CampaignState:
         state = todo.end or CampaignState.FINISHED
@@ -282,6 +314,18 @@ class Coordinator:
         self._retention.end(record, self._mirror.trials)
         _log.info(todo.message or "ended", extra={"action": "end", "campaign": self._name, "state": str(state)})
         return state
+
+
+def batched(items: Sequence[Propose], size: int) -> Iterator[Sequence[Propose]]:
+    """Yield the items in groups of `size`."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def ahead_of(record: CampaignRecord) -> int:
+    """Return how many trials per slot are proposed before a slot is free for them."""
+    given = record.spec.get("ahead")
+    return int(given) if given is not None else _AHEAD if record.spec.get("isolation") == "none" else 0
 
 
 def _budget(record: CampaignRecord, trials: list[Trial]) -> Budget:

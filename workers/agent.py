@@ -7,10 +7,11 @@ import os
 import secrets
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autotune import home
 from autotune.errors import AutotuneError, DataError, LeaseLostError, StoreError, StoreUnreachableError, WorkerError
@@ -24,7 +25,8 @@ from workers.children import Children
 from workers.datasets import DatasetCache
 from workers.delivery import deliver_left_over
 from workers.devices import Slot
-from workers.journal import Journal
+from workers.inline import InlineRunner, Loaded
+from workers.journal import AttemptJournal, Journal
 from workers.lease import Held, LeaseKeeper
 from workers.refusals import Key, Refusals
 from workers.refusals import key_of as _key
@@ -45,6 +47,8 @@ _MAX_SERVERS = 2
 _WATCH_END_S = 2.0
 _COURIER_S = 15.0
 _AGAIN_S = 60.0
+_CAMPAIGNS_S = 1.0
+_INLINE_GRACE_S = 10.0
 
 
 class Agent:
@@ -93,6 +97,11 @@ class Agent:
         self._scratch: Scratch | None = None
         self._folder = Path()
         self._refusals = Refusals(store, self.id)
+        self._loaded = Loaded()
+        self._inline: list[Lease | None] = [None] * len(self._slots)
+        self._served: tuple[float, int, dict[str, CampaignRecord]] | None = None
+        self._campaign_changes = 0
+        self._watching = False
 
     def stop(self) -> None:
         """Ask the agent to give its trials back and end. Safe to call from a signal handler."""
@@ -115,7 +124,10 @@ class Agent:
         self._deliver_once()  # before a slot begins anew with a trial whose result is at hand
         watch = threading.Thread(target=self._watch, name="watch", daemon=True)
         courier = threading.Thread(target=self._deliver_left_over, name="courier", daemon=True)
-        slots = [threading.Thread(target=self._serve, args=(slot,), name=f"slot-{slot.index}") for slot in self._slots]
+        slots = [
+            threading.Thread(target=self._serve, args=(slot,), name=f"slot-{slot.index}", daemon=True)
+            for slot in self._slots
+        ]
         for thread in (watch, courier, *slots):
             thread.start()
         try:
@@ -129,8 +141,8 @@ class Agent:
     def _end(self, slots: Sequence[threading.Thread], others: Sequence[threading.Thread]) -> None:
         self._stop.set()
         self._notify()
-        for thread in slots:
-            thread.join()
+        for slot, thread in zip(self._slots, slots, strict=True):
+            self._join(slot, thread)
         for server in self._servers.values():
             server.stop()
         self._leases.stop()
@@ -144,6 +156,15 @@ class Agent:
         if self._scratch is not None:
             self._scratch.close()
         _log.info("ended", extra={"action": "worker-end", "worker": self.id})
+
+    def _join(self, slot: Slot, thread: threading.Thread) -> None:
+        """Wait for the end of a slot; a trial in this very process that does not come back is given back without it."""
+        while thread.is_alive():
+            thread.join(_POLL_S)
+            lease = self._inline[slot.index]
+            if thread.is_alive() and lease is not None and self._stop.expired_for(_INLINE_GRACE_S):
+                self._give_back(lease, WorkerError("the worker was stopped"))
+                return
 
     def _register(self) -> None:
         self._store.workers.register(
@@ -166,16 +187,18 @@ class Agent:
             try:
                 with self._store.watch_work() as watch:
                     self._notify()
+                    self._watching = True
                     while not self._stop.is_set():
                         if watch.wait(0.5):
                             self._leases.check()
-                            self._notify()
+                            self._notify(campaigns=watch.changed in (None, "campaigns"))
             except StoreError as error:
                 _log.warning("%s", error, extra={"action": "store-away"})
-                self._stop.wait(_BACKOFF_S)
             except Exception:  # noqa: BLE001 - the slots also look by themselves, but seldom
                 _log.exception("unexpected", extra={"action": "watch-error"})
-                self._stop.wait(_BACKOFF_S)
+            self._watching = False
+            self._notify()
+            self._stop.wait(_BACKOFF_S)
 
     def _deliver_left_over(self) -> None:
         """Bring what other workers of this host could not write into the store, every now and then."""
@@ -191,9 +214,10 @@ class Agent:
         except Exception:  # noqa: BLE001 - what is left stays for the next round
             _log.exception("unexpected", extra={"action": "courier-error"})
 
-    def _notify(self) -> None:
+    def _notify(self, *, campaigns: bool = True) -> None:
         with self._work:
             self._changes += 1
+            self._campaign_changes += campaigns
             self._work.notify_all()
 
     def _serve(self, slot: Slot) -> None:
@@ -224,6 +248,18 @@ class Agent:
                     self._work.wait(_IDLE_S)
 
     def _running_campaigns(self) -> dict[str, CampaignRecord]:
+        """Return the running campaigns that this worker serves, as they were at their last change that it knows of."""
+        with self._work:
+            changes, now_s = self._campaign_changes, time.monotonic()
+            if self._watching and self._served is not None:
+                read_s, seen, running = self._served
+                if seen == changes and now_s - read_s < _CAMPAIGNS_S:
+                    return running
+        running = self._read_campaigns()
+        self._served = now_s, changes, running
+        return running
+
+    def _read_campaigns(self) -> dict[str, CampaignRecord]:
         """Return the running campaigns that this worker serves; which it refuses is written into the store."""
         found = {r.name: r for r in self._store.campaigns.find([CampaignState.RUNNING])}
         served = [r for n, r in found.items() if self._campaigns is None or n in self._campaigns]
@@ -254,7 +290,7 @@ class Agent:
                 else:
                     self._run(trial, record, slot, held)
             except DataError as error:
-                self._refusals.set(record, str(error), again_s=_AGAIN_S)
+                self._refuse(record, str(error), again_s=_AGAIN_S)
                 self._give_back(trial.lease, error, here_alone=True)
             except Exception as error:
                 self._give_back(trial.lease, error)
@@ -296,16 +332,29 @@ class Agent:
     def _run(self, trial: Trial, record: CampaignRecord, slot: Slot, held: Held) -> None:
         journal = self._journal.open_attempt(held.lease)
         try:
-            runner = Runner(
-                store=self._store, children=self._children(record), trial=trial, metric=record.metric, slot=slot,
-                held=held, journal=journal, stop=self._stop,
-                carrier=self._carrier(trial, record, held),
-            )  # fmt: skip
+            runner = self._runner(trial, record, slot, held, journal)
             runner.run()
         finally:
+            self._inline[slot.index] = None
             journal.close()
         if runner.refusal is not None:
-            self._refusals.set(record, runner.refusal)
+            self._refuse(record, runner.refusal)
+
+    def _runner(
+        self, trial: Trial, record: CampaignRecord, slot: Slot, held: Held, journal: AttemptJournal
+    ) -> Runner | InlineRunner:
+        common: dict[str, Any] = {
+            "store": self._store, "trial": trial, "metric": record.metric, "slot": slot, "held": held,
+            "journal": journal, "stop": self._stop, "carrier": self._carrier(trial, record, held),
+        }  # fmt: skip
+        if record.spec.get("isolation") == "none":
+            self._inline[slot.index] = held.lease
+            return InlineRunner(spec=record.spec, load=lambda: self._loaded.of(_key(record), record.spec), **common)
+        return Runner(children=self._children(record), **common)
+
+    def _refuse(self, record: CampaignRecord, reason: str, *, again_s: float | None = None) -> None:
+        self._refusals.set(record, reason, again_s=again_s)
+        self._served = None
 
     def _carrier(self, trial: Trial, record: CampaignRecord, held: Held) -> Carrier:
         url = (record.spec.get("checkpoints") or {}).get("url")

@@ -90,12 +90,13 @@ def main(channel: Channel, request: Mapping[str, Any]) -> int:
         metric = request["metric"]
         trial = Trial(
             **request["trial"], metric=metric["name"], mode=metric["mode"], data=objective.data, send=sender.report,
-            schedule_metric=_schedule_metric(request["spec"]), checkpoint=NoCheckpoint() if keeper is None else keeper,
+            schedule_metric=objectives.schedule_metric(request["spec"]),
+            checkpoint=NoCheckpoint() if keeper is None else keeper,
         )  # fmt: skip
         seed_generators(trial.seed)
         started_s = time.monotonic()
         returned = objective.perform(request, trial)
-        timing["run_s"] = time.monotonic() - started_s
+        timing |= outcome.run_timing(time.monotonic() - started_s, returned)
         if keeper is not None and keeper.paused_at is not None:
             raise TrialStopped("the objective went on after its trial was paused")
         result = outcome.as_result(returned, metric["name"])
@@ -110,11 +111,6 @@ def main(channel: Channel, request: Mapping[str, Any]) -> int:
     plain = {"score": result.score, "metrics": dict(result.metrics), "facts": dict(result.facts)}
     sender.send({"result": plain, "timing": {**timing, **gpu_memory()}})
     return 0
-
-
-def _schedule_metric(spec: Mapping[str, Any]) -> str:
-    """Return the name of the metric that the campaign's schedule compares, or nothing."""
-    return str(((spec.get("schedule") or {}).get("metric") or {}).get("name", ""))
 
 
 def seed_generators(seed: int) -> None:

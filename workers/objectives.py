@@ -97,6 +97,11 @@ def request_of(
     }
 
 
+def schedule_metric(spec: Mapping[str, Any]) -> str:
+    """Return the name of the metric that the campaign's schedule compares, or nothing."""
+    return str(((spec.get("schedule") or {}).get("metric") or {}).get("name", ""))
+
+
 _loaded: dict[str, Objective] = {}
 
 
@@ -112,11 +117,17 @@ def load(spec: Mapping[str, Any]) -> Objective:
     """
     name = spec["name"]
     if name not in _loaded:
-        _loaded[name] = _load(spec)
+        _loaded[name] = load_fresh(spec)
     return _loaded[name]
 
 
-def _load(spec: Mapping[str, Any]) -> Objective:
+def load_fresh(spec: Mapping[str, Any]) -> Objective:
+    """Return the objective of a campaign, whatever was loaded under its name before.
+
+    Raises:
+        ObjectiveError: If the code cannot be imported.
+        DataError: If the data cannot be read, or is not what the campaign was launched with.
+    """
     if ":" in spec["objective"]:
         run = import_callable(spec["objective"])
         module = sys.modules[spec["objective"].partition(":")[0]]

@@ -53,6 +53,14 @@ def as_result(returned: Any, metric: str) -> Result:
     return Result(score=score, metrics=metrics, facts=facts)
 
 
+def run_timing(run_s: float, returned: Any) -> dict[str, float]:
+    """Return how long an objective ran, and how much of that went into scores if what it returned says so."""
+    score_s = returned.score_s if isinstance(returned, reporting.Result) else None
+    if not isinstance(score_s, int | float) or not 0 <= score_s <= run_s:
+        return {"run_s": run_s}
+    return {"run_s": run_s, "score_s": float(score_s)}
+
+
 def _of_result(returned: reporting.Result) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     metrics = {}
     for name, metric in returned.metrics.items():

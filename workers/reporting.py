@@ -56,10 +56,13 @@ class Result:
     Attributes:
         metrics: Name -> `Metric`; must hold the campaign's metric.
         facts: Name -> plain JSON value, shown as columns of the tables (``n_epochs``, ``n_params``, ...).
+        score_s: Seconds of the objective's time that went into scores and not into training; shown by
+            ``autotune status --timing``. None: not told.
     """
 
     metrics: Mapping[str, Metric]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    score_s: float | None = field(default=None, compare=False)
 
 
 class Checkpoint(Protocol):

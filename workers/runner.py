@@ -101,6 +101,7 @@ class Runner:
             WorkerError: If its process could not be started.
             StoreError: If the store refuses what is written; one that is away is waited for.
         """
+        claimed_s = time.monotonic()
         self._children.start(self._stop)
         started_s = time.monotonic()
         ooms = kernel_oom_kills()
@@ -109,7 +110,7 @@ class Runner:
         self._watchdog = self._new_watchdog()
         try:
             ended = self._judge(child, self._follow(child), ooms)
-            timing = {**ended.timing, "total_s": time.monotonic() - started_s}
+            timing = {**ended.timing, "server_s": started_s - claimed_s, "total_s": time.monotonic() - started_s}
             if child.peak_rss_kb is not None:
                 timing["peak_rss_mb"] = child.peak_rss_kb / 1024
             delivery = Delivery(

@@ -27,4 +27,8 @@ class StopRequest(threading.Event):
     @property
     def expired(self) -> bool:
         """Whether the time of grace is over."""
-        return self._asked_s is not None and time.monotonic() - self._asked_s >= self._grace_s
+        return self.expired_for(0.0)
+
+    def expired_for(self, seconds: float) -> bool:
+        """Return whether the time of grace has been over for so long."""
+        return self._asked_s is not None and time.monotonic() - self._asked_s >= self._grace_s + seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -89,13 +89,17 @@ def _about_trials(seen: Situation, serving: Sequence[WorkerRecord]) -> list[str]
 
 @click.command()
 @click.argument("name")
+@click.option("--timing", is_flag=True, help="Show where the time of its finished trials went instead.")
 @format_option("table", "json")
 @store_option
-def status(name: str, format_: str, store_uri: str | None) -> None:
+def status(name: str, timing: bool, format_: str, store_uri: str | None) -> None:
     """Show how far campaign NAME is, who works on it, and why nothing moves if nothing moves."""
     from autotune.store.mongo import open_store
 
     with open_store(store_uri) as store:
+        if timing:
+            _show_timing(store, name, format_)
+            return
         found = _status(store, name)
     if format_ == "json":
         echo_json(found)
@@ -114,6 +118,22 @@ def status(name: str, format_: str, store_uri: str | None) -> None:
     if workers:
         columns = ["id", "slots", "running", "devices", "seen_at"]
         echo_table(columns, [[w[c] if c != "devices" else ", ".join(w[c]) for c in columns] for w in workers])
+
+
+def _show_timing(store: MongoStore, name: str, format_: str) -> None:
+    """Print the phases of the finished trials."""
+    from autotune.report.timing import PHASES, phases
+
+    store.campaigns.get(name)
+    found = phases(store.trials.find(name))
+    if format_ == "json":
+        echo_json([{"phase": p.name, **{k: v for k, v in asdict(p).items() if k != "name"}} for p in found])
+    elif not found:
+        click.echo(f"no trial of '{name}' has finished yet")
+    else:
+        rows = [[p.name, p.median_s, p.p95_s, p.total_s, None if p.share is None else f"{p.share:.1%}", PHASES[p.name]]
+                for p in found]  # fmt: skip
+        echo_table(["phase", "median s", "p95 s", "total s", "share", "what"], rows)
 
 
 def _status(store: MongoStore, name: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ FILE_VARIABLE = "AUTOTUNE_STORE_FILE"
 _WRONG_PASSWORD = frozenset({18, 8000})
 _NOT_ALLOWED = 13
 _REFUSED_COMMAND = r'execute command \{ (\w+): (?:"([^"]*)")?'
+_DUPLICATE_KEY = 11000
 _BROKEN_DOCUMENT = 121
 _TRANSIENT = frozenset({6, 7, 64, 89, 91, 134, 189, 262, 9001, 10058, 10107, 11600, 11602, 13435, 13436})
 """Codes of a server that is going away, changing its primary, or was too slow to say that a write is safe."""
@@ -225,6 +226,8 @@ def lacks_right(error: BaseException) -> bool:
 
 def map_error(error: driver.PyMongoError, address: str) -> Exception:
     """Return our error for one of the driver's; the message names the address, never a password."""
+    if isinstance(error, driver.BulkWriteError):
+        error = _first_of(error)
     message = _one_line(error)
     if isinstance(error, driver.DuplicateKeyError):
         return DuplicateError(f"already in the store at {address}: {message}")
@@ -245,6 +248,16 @@ def map_error(error: driver.PyMongoError, address: str) -> Exception:
         if error.has_error_label("RetryableWriteError") or error.code in _TRANSIENT:
             return StoreUnreachableError(f"the store at {address} is changing its primary; try again ({message})")
     return StoreError(f"the store at {address} failed: {message}")
+
+
+def _first_of(error: driver.BulkWriteError) -> driver.OperationFailure:
+    """Return the first error of a bulk write as a single write would have raised it."""
+    details = error.details or {}
+    found = [*details.get("writeErrors", []), *details.get("writeConcernErrors", [])]
+    if not found:
+        return error
+    code, text = found[0].get("code"), str(found[0].get("errmsg"))
+    return (driver.DuplicateKeyError if code == _DUPLICATE_KEY else driver.OperationFailure)(text, code)
 
 
 def _no_answer(message: str, address: str) -> str:

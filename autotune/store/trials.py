@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from pymongo import ASCENDING, ReturnDocument
+from pymongo import ASCENDING, ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from autotune.errors import DuplicateError
@@ -57,6 +57,34 @@ class Trials(TrialEnds, TrialSteering):
         if before is not None:
             raise DuplicateError(f"trial {number} of campaign '{campaign}' was proposed already")
         return trial_value(document)
+
+    @mapped
+    def propose_many(self, campaign: str, proposals: Sequence[Mapping[str, Any]]) -> list[Trial]:
+        """Write new queued trials in one round trip, in order.
+
+        Where another coordinator proposes at the same time, trials behind the first one that it has may be written;
+        `propose` would have stopped there.
+
+        Args:
+            campaign: Name of the campaign.
+            proposals: The other arguments of `propose` for each: ``number``, ``params``, ``config_hash``, ``seed``, ...
+
+        Raises:
+            DuplicateError: If one of the numbers or configurations is in the campaign already.
+        """
+        documents = [
+            trial_document(campaign, **{"fold": 0, "replicate": 0, "origin": Origin.SEARCH, **proposal})
+            for proposal in proposals
+        ]
+        writes = [
+            UpdateOne({"campaign": campaign, "number": d["number"]}, insert_only(d, {"proposed_at": NOW}), upsert=True)
+            for d in documents
+        ]
+        made = self._trials.bulk_write(writes).upserted_ids or {}
+        taken = [d["number"] for i, d in enumerate(documents) if i not in made]
+        if taken:
+            raise DuplicateError(f"trial {taken[0]} of campaign '{campaign}' was proposed already")
+        return [trial_value(d) for d in documents]
 
     @mapped
     def claim(

@@ -26,7 +26,7 @@ WORK: list[dict[str, Any]] = [
             ]
         }
     },
-    {"$project": {"_id": 1}},
+    {"$project": {"_id": 1, "ns": 1}},
 ]
 """What a worker waits for: queued trials, cancelled ones (it may be running them), and changed campaigns."""
 
@@ -46,7 +46,7 @@ def progress_of(campaign: str) -> list[dict[str, Any]]:
                 ]
             }
         },
-        {"$project": {"_id": 1}},
+        {"$project": {"_id": 1, "ns": 1}},
     ]
 
 
@@ -55,6 +55,9 @@ class StreamWatch:
 
     One thread only. Where the server has no change streams it polls, with back-off and jitter, and each poll counts
     as a change.
+
+    Attributes:
+        changed: Name of the collection that the last change was in; None: it may have been in any.
     """
 
     def __init__(self, connection: Connection, pipeline: list[dict[str, Any]]) -> None:
@@ -63,6 +66,7 @@ class StreamWatch:
         self._stream: DatabaseChangeStream[dict[str, Any]] | None = None
         self._poll_s = 0.0
         self._sleep = threading.Event()
+        self.changed: str | None = None
         self._open()
 
     def _open(self) -> None:
@@ -86,6 +90,7 @@ class StreamWatch:
         Raises:
             StoreUnreachableError: If the store went away; call again later.
         """
+        self.changed = None
         if self._stream is None and self._poll_s:
             pause = min(timeout_s, self._poll_s * random.uniform(0.5, 1.5))
             self._sleep.wait(pause)
@@ -97,7 +102,12 @@ class StreamWatch:
             return True
         rounds = max(1, round(timeout_s * 1000 / _AWAIT_MS))
         with self.connection.mapped():
-            return any(self._stream.try_next() is not None for _ in range(rounds))
+            for _ in range(rounds):
+                change = self._stream.try_next()
+                if change is not None:
+                    self.changed = (change.get("ns") or {}).get("coll")
+                    return True
+        return False
 
     def close(self) -> None:
         """Stop watching."""

@@ -45,12 +45,29 @@ def test_a_campaign_runs_from_file_to_tables(run_cli: Cli, store: MongoStore, tm
     status = json.loads(run_cli("status", "sine", "--format", "json").stdout)
     assert status["state"] == "finished"
     assert status["trials"] == {"finished": 30}
+    timing = json.loads(run_cli("status", "sine", "--timing", "--format", "json").stdout)
+    assert [p["phase"] for p in timing] == ["queue", "server", "start", "load", "train", "finish"]
+    assert sum(p["share"] or 0 for p in timing) == pytest.approx(1.0)
+    assert "wait for the fork server" in run_cli("status", "sine", "--timing").stdout
     shown = json.loads(run_cli("show", "sine", "3", "--format", "json").stdout)
     assert shown["number"] == 3
     assert len(shown["attempts"]) == 1
     again = run_cli("launch", str(file))
     assert again.returncode == 0
     assert "Best 10 of 30" in again.stdout
+
+
+def test_a_campaign_without_processes_of_its_trials(run_cli: Cli, store: MongoStore, tmp_path: Path) -> None:
+    file = write_campaign(tmp_path, isolation="none", budget={"max_trials": 200})
+    done = run_cli("launch", str(file), "--workers", "1", "--slots-per-device", "2")
+    assert done.returncode == 0, done.stderr
+    assert _numbers(store) == list(range(200))
+    timing = json.loads(run_cli("status", "sine", "--timing", "--format", "json").stdout)
+    assert [p["phase"] for p in timing] == ["queue", "train", "finish"]
+    bad = run_cli("launch", str(file), "--set", "name=other", "--set", "limits.trial_s=3")
+    assert bad.returncode == 2
+    assert "isolation: without a process of its own a trial cannot be ended by limits" in bad.stderr
+    assert "phase" not in run_cli("status", "nobody", "--timing").stdout
 
 
 def test_a_second_worker_joins_while_it_runs(run_cli: Cli, store: MongoStore, store_uri: str, tmp_path: Path) -> None:

@@ -39,6 +39,18 @@ def test_defaults() -> None:
     json.dumps(record.spec, allow_nan=False)
 
 
+def test_how_trials_run_is_in_the_definition_only_where_it_is_not_the_default() -> None:
+    """Definitions of before there was a choice stay the same."""
+    plain = parse_campaign(BASE)
+    assert not {"isolation", "ahead"} & plain.to_json().keys()
+    assert definition_hash(parse_campaign({**BASE, "isolation": "process"}).to_json()) == definition_hash(
+        plain.to_json()
+    )
+    other = parse_campaign({**BASE, "isolation": "none", "ahead": 3}).to_json()
+    assert (other["isolation"], other["ahead"]) == ("none", 3)
+    assert definition_hash(other) != definition_hash(plain.to_json())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -55,6 +67,16 @@ def test_defaults() -> None:
         ({"failures": {"abort_after": -1}}, "failures.abort_after"),
         ({"search": {"algorithm": "tpe", "sed": 1}}, "did you mean 'seed'?"),
         ({"search": {"algorithm": "tpe", "seed": -1}}, "seed"),
+        ({"isolation": "thread"}, "isolation"),
+        ({"isolation": "none", "objective": "scvi"}, "the workload 'scvi' trains in a process of its own"),
+        ({"isolation": "none", "data": {"path": "/a.h5ad"}}, "data is loaded into a process of its own"),
+        ({"isolation": "none", "limits": {"trial_s": 5}}, "cannot be ended by limits"),
+        ({"isolation": "none", "schedule": {"algorithm": "asha", "maximum": 9}}, "cannot be paused, as the schedule"),
+        ({"ahead": -1}, "ahead"),
+        (
+            {"ahead": 1, "schedule": {"algorithm": "hyperband", "maximum": 9}},
+            "the schedule 'hyperband' says who is next",
+        ),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], message: str) -> None:

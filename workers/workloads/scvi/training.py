@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +51,9 @@ def train_and_score(trial: Trial, prepared: PreparedCells, config: Mapping[str, 
         seed_all(trial.seed)
         trained = train(trial, prepared, config)
         seed_all(trial.seed)
-        return trained, score_trained(trained, prepared, config)
+        started_s = time.monotonic()
+        result = score_trained(trained, prepared, config)
+        return trained, replace(result, score_s=time.monotonic() - started_s)
 
 
 def train(trial: Trial, prepared: PreparedCells, config: Mapping[str, Any]) -> Trained:
