@@ -52,7 +52,7 @@ before it gives trials back, or the campaign's lease if that is shorter."""
 _RENEW_LEAD_S = 2.0
 _TICK_S = 1.0
 _LEAST_TICK_S = 0.05
-_LOOK_S = 0.5
+_LOOK_S = 1.0
 _AHEAD = 2
 _LEAST_AT_RUNG = 5
 _BACKOFF_S = (0.1, 5.0)

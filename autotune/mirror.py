@@ -17,39 +17,73 @@ if TYPE_CHECKING:
     from autotune.store.mongo import MongoStore
 
 
+Mark = tuple[str, int, int, str | None]
+"""What tells one version of an active trial from the next: state, claims, rung, and which checkpoint it has."""
+
+
+def mark_of(trial: Trial) -> Mark:
+    """Return the mark of a trial."""
+    checkpoint = None if trial.checkpoint is None else trial.checkpoint.get("sha256")
+    return str(trial.state), trial.claims, trial.rung, checkpoint
+
+
 class Mirror:
-    """All trials of a campaign in memory. Ended trials never change, so only the others are read again."""
+    """All trials of a campaign in memory.
+
+    Ended trials never change. Of the others only their marks are read each time, and then those that have changed.
+    """
 
     def __init__(self, store: MongoStore, campaign: str) -> None:
         self._store = store
         self._campaign = campaign
         self._trials: dict[int, Trial] = {}
+        self._active: set[int] = set()
+        self._ordered: list[Trial] | None = None
         self._fresh = True
 
     @property
     def trials(self) -> list[Trial]:
         """All trials in order of number, as they were at the last refresh."""
-        return [self._trials[n] for n in sorted(self._trials)]
+        if self._ordered is None:
+            self._ordered = [self._trials[n] for n in sorted(self._trials)]
+        return list(self._ordered)
 
     def refresh(self) -> list[Trial]:
         """Return all trials in order of number, as the store has them now."""
         if self._fresh:
-            changed = self._store.trials.heads(self._campaign)
+            self._take(self._store.trials.heads(self._campaign))
             self._fresh = False
-        else:
-            changed = self._store.trials.heads(self._campaign, states=ACTIVE_STATES)
-            seen = {t.number for t in changed}
-            unseen = [n for n, t in self._trials.items() if t.state in ACTIVE_STATES and n not in seen]
-            highest = max([*seen, *self._trials], default=-1)
-            unknown = [n for n in range(highest + 1) if n not in self._trials and n not in seen]
-            if unseen or unknown:
-                changed += self._store.trials.heads(self._campaign, numbers=[*unseen, *unknown])
-        self._trials.update((t.number, t) for t in changed)
+            return self.trials
+        marks = self._store.trials.marks(self._campaign, ACTIVE_STATES)
+        numbers = [n for n, mark in marks.items() if n not in self._trials or mark_of(self._trials[n]) != mark]
+        numbers += self._active - marks.keys()
+        highest = max([*numbers, len(self._trials) - 1])
+        if highest >= len(self._trials):  # else every number up to the highest is known
+            known = self._trials.keys() | set(numbers)
+            numbers += [n for n in range(highest) if n not in known]
+        if numbers:
+            self._take(self._store.trials.heads(self._campaign, numbers=numbers))
         return self.trials
+
+    def _take(self, changed: Sequence[Trial]) -> None:
+        for trial in changed:
+            self.add(trial)
 
     def add(self, trial: Trial) -> None:
         """Take in a trial that was just proposed; should it end before the next refresh, it is read once more."""
+        if self._ordered is not None and trial.number in self._trials and self._is_dense:
+            self._ordered[trial.number] = trial
+        elif self._ordered is not None and self._is_dense and trial.number == len(self._ordered):
+            self._ordered.append(trial)
+        else:
+            self._ordered = None
         self._trials[trial.number] = trial
+        (self._active.add if trial.state in ACTIVE_STATES else self._active.discard)(trial.number)
+
+    @property
+    def _is_dense(self) -> bool:
+        """Whether the numbers of the ordered trials are their places."""
+        return not self._ordered or self._ordered[-1].number == len(self._ordered) - 1
 
     def forget(self) -> None:
         """Read everything anew at the next refresh: another coordinator wrote."""

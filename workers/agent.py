@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import secrets
 import socket
 import threading
@@ -42,12 +43,19 @@ _log = logging.getLogger(__name__)
 
 _POLL_S = 0.2
 _IDLE_S = 2.0
+_QUIET_S = 20.0
 _BACKOFF_S = 1.0
 _MAX_SERVERS = 2
 _WATCH_END_S = 2.0
 _COURIER_S = 15.0
 _AGAIN_S = 60.0
 _CAMPAIGNS_S = 1.0
+_UNHEARD_S = 0.25
+_CHECK_S = 2.0
+_LINGER_S = 1.0
+_MOST_STREAMS = 16
+_POLL_OFTEN_S, _POLL_SELDOM_S = 0.05, 1.0
+_MOST_POLLS = 150
 _INLINE_GRACE_S = 10.0
 
 
@@ -102,6 +110,8 @@ class Agent:
         self._served: tuple[float, int, dict[str, CampaignRecord]] | None = None
         self._campaign_changes = 0
         self._watching = False
+        self._waiting = 0
+        self._blocked = [False] * len(self._slots)
 
     def stop(self) -> None:
         """Ask the agent to give its trials back and end. Safe to call from a signal handler."""
@@ -182,16 +192,32 @@ class Agent:
         _log.info("serves %s", ", ".join(self._campaigns or ["all campaigns"]), extra=extra)
 
     def _watch(self) -> None:
-        """Wake the slots whenever there may be work."""
+        """Wake the slots whenever there may be work; while they all work, only see to it that their leases hold.
+
+        A change stream looks at all that is written into the store, for each worker anew, and every worker writes that
+        it lives: what they cost grows with the square of their number. So only a few workers listen to one; of many
+        each asks now and then.
+        """
         while not self._stop.is_set():
+            if not self._waits(_CHECK_S):
+                self._leases.check()
+                continue
             try:
-                with self._store.watch_work() as watch:
-                    self._notify()
+                if (others := self._store.workers.count_live()) > _MOST_STREAMS:
+                    self._poll(max(_POLL_SELDOM_S, others * _POLL_SELDOM_S / _MOST_POLLS))
+                    continue
+                with self._store.watch_work(self.id) as watch:
                     self._watching = True
-                    while not self._stop.is_set():
-                        if watch.wait(0.5):
+                    self._notify()
+                    waited_s = time.monotonic()
+                    while not self._stop.is_set() and time.monotonic() - waited_s < _LINGER_S:
+                        if self._waits(0.0):
+                            waited_s = time.monotonic()
+                        if watch.wait(0.5, patient=self._waiting == len(self._slots)):
                             self._leases.check()
                             self._notify(campaigns=watch.changed in (None, "campaigns"))
+                self._watching = False
+                continue
             except StoreError as error:
                 _log.warning("%s", error, extra={"action": "store-away"})
             except Exception:  # noqa: BLE001 - the slots also look by themselves, but seldom
@@ -199,6 +225,22 @@ class Agent:
             self._watching = False
             self._notify()
             self._stop.wait(_BACKOFF_S)
+
+    def _poll(self, most_s: float) -> None:
+        """Wake the slots now and then while one waits, less and less often, `most_s` seconds apart at the most."""
+        waited_s, pause_s = time.monotonic(), _POLL_OFTEN_S
+        while not self._stop.is_set() and time.monotonic() - waited_s < _LINGER_S + most_s:
+            self._stop.wait(random.uniform(0.5, 1.5) * pause_s)
+            if self._waits(0.0):
+                waited_s = time.monotonic()
+            self._leases.check()
+            self._notify()
+            pause_s = min(most_s, 2 * pause_s)
+
+    def _waits(self, timeout_s: float) -> bool:
+        """Return whether a slot waits for work, now or within so many seconds."""
+        with self._work:
+            return self._work.wait_for(lambda: self._waiting > 0 or self._stop.is_set(), timeout_s)
 
     def _deliver_left_over(self) -> None:
         """Bring what other workers of this host could not write into the store, every now and then."""
@@ -244,16 +286,23 @@ class Agent:
                 self._stop.wait(_BACKOFF_S)
                 continue
             with self._work:
-                if self._changes == before and not self._stop.is_set():
-                    self._work.wait(_IDLE_S)
+                self._waiting += 1
+                self._work.notify_all()
+                self._work.wait_for(lambda: self._changes != before or self._stop.is_set(), self._idle_s(slot))  # noqa: B023
+                self._waiting -= 1
+
+    def _idle_s(self, slot: Slot) -> float:
+        """Return when to look for work again if nothing is heard: seldom where whatever makes work is heard of."""
+        heard = self._watching and not self._blocked[slot.index]
+        return random.uniform(0.5, 1.0) * _QUIET_S if heard else _IDLE_S
 
     def _running_campaigns(self) -> dict[str, CampaignRecord]:
         """Return the running campaigns that this worker serves, as they were at their last change that it knows of."""
         with self._work:
             changes, now_s = self._campaign_changes, time.monotonic()
-            if self._watching and self._served is not None:
+            if self._served is not None:
                 read_s, seen, running = self._served
-                if seen == changes and now_s - read_s < _CAMPAIGNS_S:
+                if seen == changes and now_s - read_s < (_CAMPAIGNS_S if self._watching else _UNHEARD_S):
                     return running
         running = self._read_campaigns()
         self._served = now_s, changes, running
@@ -272,6 +321,7 @@ class Agent:
     def _one_trial(self, slot: Slot, running: dict[str, CampaignRecord]) -> bool:
         """Claim a trial and run it to its end; return False when there was none."""
         place = self._shares[slot.device].try_shared()
+        self._blocked[slot.index] = place is None
         if place is None:
             return False  # a trial has this device for itself, or waits for that
         with place:
@@ -302,7 +352,8 @@ class Agent:
 
     def _claim(self, slot: Slot, running: dict[str, CampaignRecord]) -> Trial | None:
         """Claim a trial; where the store's reply was lost, the next call asks with the same token what became of it."""
-        token = self._tokens[slot.index] = self._tokens[slot.index] or secrets.token_hex(16)
+        kept = self._tokens[slot.index]
+        token = self._tokens[slot.index] = kept or secrets.token_hex(16)
         trial = self._store.trials.claim(
             running,
             owner=self.id,
@@ -314,6 +365,7 @@ class Agent:
             threads=slot.threads,
             versions=self._versions,
             mismatch={n: self._admission.mismatch(r) for n, r in running.items()},
+            repeated=kept is not None,
         )
         self._tokens[slot.index] = None
         return trial

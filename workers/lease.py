@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -55,6 +56,7 @@ class LeaseKeeper:
         self._clock = clock or SystemClock()
         self._held: dict[str, Held] = {}
         self._renewed_s: dict[str, float] = {}
+        self._asked_s: dict[str, float] = {}
         self._checked: set[str] = set()
         self._seen_s = -SEEN_S
         self._lock = threading.Lock()
@@ -82,9 +84,9 @@ class LeaseKeeper:
         return held
 
     def check(self) -> None:
-        """Renew all leases soon: one of them may have been taken away, by a cancellation for example.
+        """Ask soon whether all leases hold: one of them may have been taken away, by a cancellation for example.
 
-        Those that were renewed within the last second are left until it is over.
+        Those that were renewed or asked for within the last second are left until it is over.
         """
         with self._lock:
             self._checked.update(self._held)
@@ -95,6 +97,7 @@ class LeaseKeeper:
         with self._lock:
             self._held.pop(lease.token, None)
             self._renewed_s.pop(lease.token, None)
+            self._asked_s.pop(lease.token, None)
             self._checked.discard(lease.token)
 
     def _run(self) -> None:
@@ -119,20 +122,33 @@ class LeaseKeeper:
         now_s = self._clock.monotonic_s()
         with self._lock:
             due = [h for token, h in self._held.items() if self._due_s(token) <= now_s and not h.lost.is_set()]
+            asked = [h for token, h in self._held.items() if self._asks_s(token) <= now_s and not h.lost.is_set()]
         if due:
             self.renew(due)
+        asked = [h for h in asked if h not in due]
+        if asked:
+            self._mark(asked, self._store.trials.held([h.lease.token for h in asked]))
         if due or now_s - self._seen_s >= SEEN_S:
             self._store.workers.seen(self._worker_id)
             self._seen_s = now_s
         with self._lock:
             self._renewed_s.update((h.lease.token, now_s) for h in due if h.lease.token in self._held)
-            self._checked.difference_update(h.lease.token for h in due)
-            times_s = [self._due_s(token) for token, h in self._held.items() if not h.lost.is_set()]
+            self._asked_s.update((h.lease.token, now_s) for h in [*due, *asked] if h.lease.token in self._held)
+            self._checked.difference_update(h.lease.token for h in [*due, *asked])
+            times_s = [
+                min(self._due_s(token), self._asks_s(token)) for token, h in self._held.items() if not h.lost.is_set()
+            ]
         return max(0.0, min([*times_s, self._seen_s + SEEN_S]) - self._clock.monotonic_s())
 
     def _due_s(self, token: str) -> float:
-        renewal_s = self._held[token].renewal_s
-        return self._renewed_s[token] + (min(_CHECK_S, renewal_s) if token in self._checked else renewal_s)
+        """Return when a lease is to be renewed."""
+        return self._renewed_s[token] + self._held[token].renewal_s
+
+    def _asks_s(self, token: str) -> float:
+        """Return when to ask whether a lease holds."""
+        if token not in self._checked:
+            return math.inf
+        return self._asked_s.get(token, self._renewed_s[token]) + min(_CHECK_S, self._held[token].renewal_s)
 
     def renew(self, held: list[Held]) -> None:
         """Renew these leases now, and mark those that are gone.
@@ -140,7 +156,10 @@ class LeaseKeeper:
         Raises:
             StoreError: If the store cannot be asked; then nothing is marked.
         """
-        kept = self._store.trials.renew([h.lease for h in held])
+        self._mark(held, self._store.trials.renew([h.lease for h in held]))
+
+    def _mark(self, held: list[Held], kept: set[str]) -> None:
+        """Mark those as lost that the store did not name."""
         for h in held:
             with self._lock:
                 current = h.lease.token in self._held and not h.ending.is_set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 EVERY_S = 0.5
+SELDOM_S = 2.0
+"""Reports of a long training go out in batches at most so far apart: a twentieth of the time since its first one."""
 MAX_PENDING = 10_000
 """While the store is away, so many of the latest reports are kept."""
 
@@ -116,6 +119,7 @@ class ReportSender:
         self._pending, self._journaled = [], 0
 
     def _run(self) -> None:
+        began_s = time.monotonic()
         while self._some.wait() and not self._closed.is_set() and not self._held.lost.is_set():
             self._some.clear()
             with self._lock:
@@ -137,7 +141,7 @@ class ReportSender:
                 self._written()
             else:
                 self._written()
-            self._closed.wait(EVERY_S)
+            self._closed.wait(min(SELDOM_S, max(EVERY_S, (time.monotonic() - began_s) / 20)))
 
     def _put_back(self, batch: list[Report], *, on_disk: bool = False) -> int:
         """Take back reports that the store did not take; return how many of them there was room for.

@@ -17,7 +17,7 @@ from autotune.store.migrations import migrate
 from autotune.store.reports import Reports
 from autotune.store.schema import INDEXES, SCHEMA_VERSION, VALIDATORS
 from autotune.store.trials import Trials
-from autotune.store.watch import WORK, StreamWatch, progress_of
+from autotune.store.watch import StreamWatch, progress_of, work_of
 from autotune.store.workers import Leaders, Workers
 
 _NAMESPACE_EXISTS = 48
@@ -73,9 +73,13 @@ class MongoStore:
         """Whether all its servers are on this machine, by their addresses."""
         return not outside_hosts(self.connection.target.hosts)
 
-    def watch_work(self) -> StreamWatch:
-        """Return a watch for queued trials and changed campaigns: what a worker waits for."""
-        return StreamWatch(self.connection, WORK)
+    def watch_work(self, worker_id: str | None = None) -> StreamWatch:
+        """Return a watch for queued trials and changed campaigns: what a worker waits for.
+
+        Args:
+            worker_id: Its id; that it signs off counts as a change, too.
+        """
+        return StreamWatch(self.connection, work_of(worker_id))
 
     def watch_progress(self, campaign: str) -> StreamWatch:
         """Return a watch for ended trials, workers that come or go, and the campaign: what a coordinator waits for."""

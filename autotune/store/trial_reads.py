@@ -22,6 +22,7 @@ _HEAD = {
     "attempts.share": 1, "claims": 1, "ends": 1, "alone": 1, "bracket": 1, "rung": 1, "target": 1, "rung_scores": 1,
     "checkpoint.sha256": 1,
 }  # fmt: skip
+_MARK = {"_id": 0, "number": 1, "state": 1, "claims": 1, "rung": 1, "checkpoint.sha256": 1}
 
 
 class TrialReads:
@@ -64,6 +65,18 @@ class TrialReads:
         if numbers is not None:
             query["number"] = {"$in": list(numbers)}
         return [trial_value(d) for d in self._trials.find(query, _HEAD).sort("number", ASCENDING)]
+
+    @mapped
+    def marks(self, campaign: str, states: Iterable[TrialState]) -> dict[int, tuple[str, int, int, str | None]]:
+        """Return of each trial in `states` what tells that it has changed: state, claims, rung, checkpoint's hash."""
+        query = {"campaign": campaign, "state": {"$in": sorted(states)}}
+        return {
+            int(d["number"]): (
+                str(d["state"]), int(d.get("claims") or 0), int(d.get("rung") or 0),
+                (d.get("checkpoint") or {}).get("sha256"),
+            )
+            for d in self._trials.find(query, _MARK)
+        }  # fmt: skip
 
     @mapped
     def best(self, campaign: str, mode: str) -> Trial | None:

@@ -100,6 +100,7 @@ class Trials(TrialEnds, TrialSteering):
         threads: int = 0,
         versions: Mapping[str, str] | None = None,
         mismatch: Mapping[str, Sequence[str]] | None = None,
+        repeated: bool = True,
     ) -> Trial | None:
         """Take the queued trial with the lowest number, or return None when there is none.
 
@@ -116,6 +117,7 @@ class Trials(TrialEnds, TrialSteering):
             threads: CPU threads that it will have, kept with the attempt.
             versions: Versions of the worker's packages, kept with the attempt.
             mismatch: Campaign -> in which points the worker differs from it, kept with the attempt.
+            repeated: Whether a call with this token may have been made before; False saves looking for what it took.
         """
         names = sorted(campaigns)
         if not names:
@@ -131,7 +133,9 @@ class Trials(TrialEnds, TrialSteering):
                 if document is not None:
                     return trial_value(document)
         except DuplicateKeyError:
-            pass  # the token holds a trial already: the reply of an earlier call was lost
+            repeated = True  # the token holds a trial already: the reply of an earlier call was lost
+        if not repeated:
+            return None
         document = self._trials.find_one({"lease.token": token}, WITHOUT_TEXTS)
         return None if document is None else trial_value(document)
 
@@ -167,6 +171,10 @@ class Trials(TrialEnds, TrialSteering):
                 {"state": {"$in": sources(Event.RENEW)}, "lease.token": {"$in": tokens}},
                 [{"$set": {"lease.expires_at": in_seconds(duration_s)}}],
             )
-        tokens = [t for some in by_duration.values() for t in some]
-        held = self._trials.find({"state": "running", "lease.token": {"$in": tokens}}, {"lease.token": 1})
-        return {d["lease"]["token"] for d in held}
+        return self.held([t for some in by_duration.values() for t in some])
+
+    @mapped
+    def held(self, tokens: Sequence[str]) -> set[str]:
+        """Return those of the tokens whose lease still holds, and change nothing."""
+        found = self._trials.find({"state": "running", "lease.token": {"$in": list(tokens)}}, {"lease.token": 1})
+        return {d["lease"]["token"] for d in found}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from typing import Any, Self
 
 from pymongo.change_stream import DatabaseChangeStream
@@ -12,23 +13,30 @@ from pymongo.errors import OperationFailure
 from autotune.store.connection import Connection
 
 _AWAIT_MS = 500
+_QUIET_MS = 10_000
+_QUIET_AFTER_S = 5.0
 _NO_CHANGE_STREAMS = 40573
 
 _CHANGED = ["queued", "cancelled", "pruned"]
 
-WORK: list[dict[str, Any]] = [
-    {
-        "$match": {
-            "$or": [
-                {"ns.coll": "trials", "operationType": {"$in": ["insert", "replace"]}},
-                {"ns.coll": "trials", "updateDescription.updatedFields.state": {"$in": _CHANGED}},
-                {"ns.coll": "campaigns"},
-            ]
-        }
-    },
-    {"$project": {"_id": 1, "ns": 1}},
-]
-"""What a worker waits for: queued trials, cancelled ones (it may be running them), and changed campaigns."""
+_HEARD_OF = {"$project": {"_id": 1, "ns": 1}}
+
+
+def work_of(worker_id: str | None = None) -> list[dict[str, Any]]:
+    """Return what a worker waits for: queued trials, cancelled ones (it may be running them), changed campaigns.
+
+    Args:
+        worker_id: Its id; that it has signed off counts too, so that its own wait ends at once.
+    """
+    wanted: list[dict[str, Any]] = [
+        {"ns.coll": "trials", "operationType": {"$in": ["insert", "replace"]}},
+        {"ns.coll": "trials", "updateDescription.updatedFields.state": {"$in": _CHANGED}},
+        {"ns.coll": "campaigns"},
+    ]
+    if worker_id is not None:
+        signed_off = {"updateDescription.updatedFields.state": {"$exists": True}}
+        wanted.append({"ns.coll": "workers", "documentKey._id": worker_id, **signed_off})
+    return [{"$match": {"$or": wanted}}, _HEARD_OF]
 
 
 def progress_of(campaign: str) -> list[dict[str, Any]]:
@@ -46,7 +54,7 @@ def progress_of(campaign: str) -> list[dict[str, Any]]:
                 ]
             }
         },
-        {"$project": {"_id": 1, "ns": 1}},
+        _HEARD_OF,
     ]
 
 
@@ -66,13 +74,17 @@ class StreamWatch:
         self._stream: DatabaseChangeStream[dict[str, Any]] | None = None
         self._poll_s = 0.0
         self._sleep = threading.Event()
+        self._await_ms = _AWAIT_MS
+        self._heard_s = time.monotonic()
         self.changed: str | None = None
         self._open()
 
-    def _open(self) -> None:
+    def _open(self, after: Any = None) -> None:
         with self.connection.mapped():
             try:
-                self._stream = self.connection.database.watch(self._pipeline, max_await_time_ms=_AWAIT_MS)
+                self._stream = self.connection.database.watch(
+                    self._pipeline, max_await_time_ms=self._await_ms, resume_after=after
+                )
             except OperationFailure as error:
                 if error.code != _NO_CHANGE_STREAMS:
                     raise
@@ -84,8 +96,13 @@ class StreamWatch:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def wait(self, timeout_s: float) -> bool:
+    def wait(self, timeout_s: float, *, patient: bool = False) -> bool:
         """Return True when something changed since the last call, False after about `timeout_s` seconds of quiet.
+
+        Args:
+            timeout_s: How long to wait.
+            patient: Once nothing has changed for a while, wait up to 10 s at a time whatever `timeout_s` says: the
+                server is asked seldom, and still answers at once.
 
         Raises:
             StoreUnreachableError: If the store went away; call again later.
@@ -100,14 +117,26 @@ class StreamWatch:
             self.close()
             self._open()
             return True
-        rounds = max(1, round(timeout_s * 1000 / _AWAIT_MS))
+        self._ask_every(patient)
+        rounds = max(1, round(timeout_s * 1000 / self._await_ms))
         with self.connection.mapped():
             for _ in range(rounds):
                 change = self._stream.try_next()
                 if change is not None:
+                    self._heard_s = time.monotonic()
                     self.changed = (change.get("ns") or {}).get("coll")
                     return True
         return False
+
+    def _ask_every(self, patient: bool) -> None:
+        """Go on with the stream where it is, asking as often as is right now."""
+        quiet = patient and time.monotonic() - self._heard_s >= _QUIET_AFTER_S
+        await_ms = _QUIET_MS if quiet else _AWAIT_MS
+        token = None if self._stream is None else self._stream.resume_token
+        if await_ms != self._await_ms and token is not None:
+            self._await_ms = await_ms
+            self.close()
+            self._open(after=token)
 
     def close(self) -> None:
         """Stop watching."""

@@ -73,6 +73,12 @@ class Workers:
         return [worker_value(d) for d in self._workers.find(query).sort("_id", 1)]
 
     @mapped
+    def count_live(self) -> int:
+        """Return how many workers were heard of lately."""
+        recent = {"$expr": {"$gt": ["$seen_at", in_seconds(-LIVE_S)]}}
+        return self._workers.count_documents({"state": "active", **recent})
+
+    @mapped
     def silent(self, campaign: str | None = None) -> list[WorkerRecord]:
         """Return the workers that did not sign off and were not heard of lately, though within a day."""
         silent = {"$expr": {"$and": [{"$lte": ["$seen_at", in_seconds(-LIVE_S)]},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from autotune.mirror import Mirror
 from autotune.planning import idle_slots
 from autotune.store.base import CampaignRecord, WorkerRecord
 from autotune.store.mongo import MongoStore
-from autotune.trial import CampaignState, Result, Trial, TrialState
+from autotune.trial import CampaignState, Cause, Failure, Lease, Result, Trial, TrialState
 
 Make = Callable[..., CampaignRecord]
 
@@ -149,3 +151,53 @@ def test_the_same_definition_from_another_place_is_found_there(store: MongoStore
     found = store.campaigns.get("demo")
     assert found.spec["data"] == {"path": "/new/cells.h5ad"}
     assert found.paths == ("/new",)
+
+
+def test_the_mirror_reads_again_what_has_changed_and_nothing_else(
+    store: MongoStore, make_campaign: Callable[..., CampaignRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_campaign(max_trials=50)
+    for number in range(6):
+        store.trials.propose("demo", number, {"x": float(number)}, f"h{number}", seed=0)
+    read: list[list[int]] = []
+    heads = type(store.trials).heads
+
+    def spy(self: Any, *arguments: Any, **named: Any) -> Any:
+        found = heads(self, *arguments, **named)
+        read.append([t.number for t in found])
+        return found
+
+    monkeypatch.setattr(type(store.trials), "heads", spy)
+    mirror = Mirror(store, "demo")
+
+    def refreshed() -> list[int]:
+        read.clear()
+        assert mirror.refresh() == heads(store.trials, "demo")
+        return sorted(n for some in read for n in some)
+
+    def claimed() -> Lease:
+        trial = store.trials.claim(["demo"], owner="w", token=secrets.token_hex(8), duration_s=30.0)
+        assert trial is not None
+        assert trial.lease is not None
+        return trial.lease
+
+    assert refreshed() == [0, 1, 2, 3, 4, 5]
+    assert refreshed() == []
+    first, second = claimed(), claimed()
+    assert refreshed() == [0, 1]
+    store.trials.renew([first])
+    read.clear()
+    mirror.refresh()
+    assert read == [], "a lease that is renewed is no news"
+    store.trials.finish(first, Result(score=1.0, metrics={"loss": {"value": 1.0}}, facts={}))
+    store.trials.end_attempt(second, Failure(cause=Cause.PREEMPTED, message="went"))
+    assert claimed().number == 1
+    assert refreshed() == [0, 1], "given back and claimed anew between two looks"
+    store.trials.propose("demo", 6, {"x": 6.0}, "h6", seed=0)
+    mirror.add(store.trials.propose("demo", 7, {"x": 7.0}, "h7", seed=0))
+    for _ in range(6):
+        lease = claimed()
+        store.trials.finish(lease, Result(score=float(lease.number), metrics={"loss": {"value": 1.0}}, facts={}))
+    assert refreshed() == [2, 3, 4, 5, 6, 7], "one that came and went unseen, too"
+    mirror.forget()
+    assert refreshed() == list(range(8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 from autotune.errors import NotFoundError, StoreUnreachableError
-from autotune.store.base import CampaignRecord
+from autotune.store import watch as watch_module
+from autotune.store.base import CampaignRecord, WorkerRecord
 from autotune.store.mongo import MongoStore
 from autotune.trial import CampaignState, TrialState
 from tests.objectives.support import (
@@ -25,6 +27,7 @@ from tests.objectives.support import (
     wait_until,
     working,
 )
+from workers import agent as agent_module
 from workers.admission import Admission
 
 Launch = Callable[..., CampaignRecord]
@@ -290,3 +293,56 @@ def test_replies_that_get_lost(store: MongoStore, launch: Launch, monkeypatch: p
     assert {"finish", "claim", "add"} <= refused
     for trial in trials:
         assert [r.step for r in store.reports.curve("demo", trial.number)] == list(range(10))
+
+
+def test_workers_of_a_large_fleet_ask_instead_of_listening(
+    store: MongoStore, launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many workers alive nobody opens a change stream; trials are found, and cancelled ones end, all the same."""
+    monkeypatch.setattr(agent_module, "_MOST_STREAMS", 0)
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a change stream was opened")
+
+    monkeypatch.setattr(type(store), "watch_work", refuse)
+    with working(store, 2):
+        wait_until(lambda: store.workers.live("demo"), "the worker")
+        launch("reports", max_trials=12)
+        with coordinating(store):
+            wait_for_campaign(store, CampaignState.FINISHED)
+    assert_exact(store, 12)
+
+
+@pytest.mark.parametrize("most_streams", [0, 16])
+def test_a_silent_training_is_told_that_its_trial_was_cancelled(
+    store: MongoStore, launch: Launch, monkeypatch: pytest.MonkeyPatch, most_streams: int
+) -> None:
+    """All slots are busy, so no stream is open; the lease is not due for renewal for a long time."""
+    monkeypatch.setattr(agent_module, "_MOST_STREAMS", most_streams)
+    launch("hangs", max_trials=1, lease={"duration_s": 120, "renewal_s": 60})
+    with coordinating(store), working(store) as agent:
+        wait_for_state(store, 0, TrialState.RUNNING)
+        time.sleep(agent_module._LINGER_S + 1.0)
+        store.campaigns.set_state("demo", CampaignState.CANCELLED, expected=[CampaignState.RUNNING], who="me")
+        wait_for_state(store, 0, TrialState.CANCELLED)
+        wait_until(lambda: agent._running == [None], "the end of the training", 10.0)
+
+
+def test_a_patient_watch_hears_at_once_and_asks_seldom(
+    store: MongoStore, make_campaign: Callable[..., CampaignRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "_QUIET_AFTER_S", 0.2)
+    make_campaign()
+    with store.watch_work("w") as watch:
+        while watch.wait(0.5):
+            pass
+        began_s = time.monotonic()
+        threading.Timer(2.0, lambda: store.trials.propose("demo", 0, {"x": 1.0}, "h", seed=0)).start()
+        assert watch.wait(0.5, patient=True)
+        assert 1.0 < time.monotonic() - began_s < 8.0
+        assert watch.changed == "trials"
+        store.workers.register(WorkerRecord(id="w", host="h", pid=1, slots=1))
+        store.workers.stopped("w")
+        assert watch.wait(5.0, patient=True)
+        assert watch.changed == "workers"
+        assert not watch.wait(0.5)
