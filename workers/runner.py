@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 GRACE_S = 3.0
 _POLITE_S = 1.0
+_SIGNALLED_S = 4.0
+"""A worker learns so much later than its training, at most, that both were signalled; on a busy host it took over 1 s."""
 _DUMP_S = 0.3
 _POLL_S = 0.25
 
@@ -270,5 +272,5 @@ class Runner:
         """Return whether the worker ends; a cluster that takes the host back signals worker and training at once."""
         signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         if child.status is not None and -child.status in signals and not self._held.lost.is_set():
-            return self._stop.wait(_POLITE_S)
+            return self._stop.wait(_SIGNALLED_S)
         return self._stop.is_set()
