@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 GRACE_S = 3.0
 _POLITE_S = 1.0
 _SIGNALLED_S = 4.0
-"""A worker learns so much later than its training, at most, that both were signalled; on a busy host it took over 1 s."""
+"""So much later than its training, at most, a worker learns that both were signalled; on a busy host over 1 s."""
 _DUMP_S = 0.3
 _POLL_S = 0.25
 
