@@ -271,6 +271,7 @@ class Runner:
     def _was_stopped(self, child: Child) -> bool:
         """Return whether the worker ends; a cluster that takes the host back signals worker and training at once."""
         signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        child.ended.wait(_POLITE_S)  # its channel closes a moment before its status is known
         if child.status is not None and -child.status in signals and not self._held.lost.is_set():
             return self._stop.wait(_SIGNALLED_S)
         return self._stop.is_set()
