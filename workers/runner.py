@@ -35,8 +35,6 @@ _log = logging.getLogger(__name__)
 
 GRACE_S = 3.0
 _POLITE_S = 1.0
-_SIGNALLED_S = 4.0
-"""So much later than its training, at most, a worker learns that both were signalled; on a busy host over 1 s."""
 _DUMP_S = 0.3
 _POLL_S = 0.25
 
@@ -273,5 +271,5 @@ class Runner:
         signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         child.ended.wait(_POLITE_S)  # its channel closes a moment before its status is known
         if child.status is not None and -child.status in signals and not self._held.lost.is_set():
-            return self._stop.wait(_SIGNALLED_S)
+            return self._stop.wait(_POLITE_S)
         return self._stop.is_set()

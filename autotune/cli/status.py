@@ -127,11 +127,11 @@ def _show_timing(store: MongoStore, name: str, format_: str) -> None:
     store.campaigns.get(name)
     found = phases(store.trials.find(name))
     if format_ == "json":
-        echo_json([{"phase": p.name, **{k: v for k, v in asdict(p).items() if k != "name"}} for p in found])
+        echo_json([asdict(phase) for phase in found])
     elif not found:
         click.echo(f"no trial of '{name}' has finished yet")
     else:
-        rows = [[p.name, p.median_s, p.p95_s, p.total_s, None if p.share is None else f"{p.share:.1%}", PHASES[p.name]]
+        rows = [[p.phase, p.median_s, p.p95_s, p.total_s, None if p.share is None else f"{p.share:.1%}", PHASES[p.phase]]
                 for p in found]  # fmt: skip
         echo_table(["phase", "median s", "p95 s", "total s", "share", "what"], rows)
 

@@ -26,14 +26,14 @@ class Phase:
     """One phase over the finished trials of a campaign.
 
     Attributes:
-        name: One of `PHASES`.
+        phase: Its name, one of `PHASES`.
         median_s: Median over trials, seconds.
         p95_s: 95th percentile, seconds.
         total_s: Sum, seconds.
         share: Part of the sum of all phases but ``queue``, in which nothing is occupied; None for that one.
     """
 
-    name: str
+    phase: str
     median_s: float
     p95_s: float
     total_s: float
@@ -56,7 +56,7 @@ def phases(trials: Sequence[Trial]) -> list[Phase]:
     occupied = sum(sum(values) for name, values in spent.items() if name != "queue")
     return [
         Phase(
-            name=name,
+            phase=name,
             median_s=float(np.median(values)),
             p95_s=float(np.quantile(values, 0.95)),
             total_s=sum(values),

@@ -28,7 +28,7 @@ def make(number: int, timing: dict[str, float], *, waited: float = 1.0, took: fl
 
 def test_phases_of_a_trial_in_a_process_of_its_own_add_up() -> None:
     timing = {"server_s": 2.0, "load_s": 0.5, "run_s": 6.0, "score_s": 1.0, "total_s": 7.5}
-    found = {p.name: p for p in phases([make(0, timing)])}
+    found = {p.phase: p for p in phases([make(0, timing)])}
     assert {name: p.total_s for name, p in found.items()} == pytest.approx(
         {"queue": 1.0, "server": 2.0, "start": 1.0, "load": 0.5, "train": 5.0, "score": 1.0, "finish": 0.5}
     )
@@ -39,7 +39,7 @@ def test_phases_of_a_trial_in_a_process_of_its_own_add_up() -> None:
 
 
 def test_a_trial_in_the_workers_process_has_fewer_phases() -> None:
-    found = {p.name: p.total_s for p in phases([make(0, {"run_s": 9.0, "total_s": 9.5})])}
+    found = {p.phase: p.total_s for p in phases([make(0, {"run_s": 9.0, "total_s": 9.5})])}
     assert found == pytest.approx({"queue": 1.0, "train": 9.0, "finish": 0.5})
 
 
@@ -49,11 +49,11 @@ def test_only_finished_trials_count_with_their_last_attempt() -> None:
     again = make(1, timing)
     again = make(1, timing, attempts=(lost, *again.attempts))
     failed = make(2, {"run_s": 1000.0, "total_s": 1000.0}, state=TrialState.FAILED, score=None)
-    found = {p.name: p for p in phases([make(0, timing), again, failed])}
+    found = {p.phase: p for p in phases([make(0, timing), again, failed])}
     assert found["train"].total_s == pytest.approx(18.0)
     assert (found["train"].median_s, found["train"].p95_s) == pytest.approx((9.0, 9.0))
 
 
 def test_nothing_finished_is_nothing_to_show() -> None:
     assert phases([]) == []
-    assert [p.name for p in phases([make(0, {})])] == ["queue"]
+    assert [p.phase for p in phases([make(0, {})])] == ["queue"]
