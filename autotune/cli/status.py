@@ -131,8 +131,11 @@ def _show_timing(store: MongoStore, name: str, format_: str) -> None:
     elif not found:
         click.echo(f"no trial of '{name}' has finished yet")
     else:
-        rows = [[p.phase, p.median_s, p.p95_s, p.total_s, None if p.share is None else f"{p.share:.1%}", PHASES[p.phase]]
-                for p in found]  # fmt: skip
+        shares = [None if p.share is None else f"{p.share:.1%}" for p in found]
+        rows = [
+            [p.phase, p.median_s, p.p95_s, p.total_s, share, PHASES[p.phase]]
+            for p, share in zip(found, shares, strict=True)
+        ]
         echo_table(["phase", "median s", "p95 s", "total s", "share", "what"], rows)
 
 
