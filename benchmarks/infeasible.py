@@ -19,6 +19,7 @@ from typing import Any
 import click
 import common
 from infeasible_tasks import TASKS, Task
+from optuna_space import suggest
 
 TRIALS = 100
 LATE = 50
@@ -57,28 +58,13 @@ def optuna_tpe(task: Task, seed: int) -> list[float | None]:
     losses: list[float | None] = []
     for _ in range(TRIALS):
         trial = study.ask()
-        params = {name: _suggest(trial, name, definition) for name, definition in task.space.items()}
+        params = {name: suggest(trial, name, definition) for name, definition in task.space.items()}
         losses.append(None if task.fails(params) else task.loss(params))
         if losses[-1] is None:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
             study.tell(trial, losses[-1])
     return losses
-
-
-def _suggest(trial: Any, name: str, definition: Any) -> Any:
-    """Ask Optuna for a value of a definition of ours, of the kinds that the tasks use."""
-    if not isinstance(definition, dict):
-        return definition
-    if "choice" in definition:
-        options = definition["choice"]
-        chosen = options[trial.suggest_categorical(name, list(range(len(options))))]
-        if not isinstance(chosen, dict):
-            return chosen
-        return {k: _suggest(trial, f"{name}.{chosen['kind']}.{k}", d) for k, d in chosen.items()}
-    ((kind, (low, high)),) = definition.items()
-    ask = trial.suggest_int if kind.endswith("int") else trial.suggest_float
-    return ask(name, low, high, log=kind.startswith("log"))
 
 
 def run(job: tuple[str, str, int]) -> tuple[str, str, list[float | None], float]:

@@ -27,6 +27,7 @@ from typing import Any, Protocol
 import click
 import common
 import numpy as np
+from optuna_space import suggest
 from search_tasks import Task, all_tasks
 
 TRIALS = 100
@@ -121,24 +122,11 @@ class Optuna:
         trial = self._trials[number] = self._study.ask()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return {name: self._suggest(trial, name, d) for name, d in self._space.items()}
+            return {name: suggest(trial, name, d) for name, d in self._space.items()}
 
     def tell(self, number: int, loss: float) -> None:
         """See `Asker`."""
         self._study.tell(self._trials[number], loss)
-
-    def _suggest(self, trial: Any, name: str, definition: Any) -> Any:
-        if not isinstance(definition, dict):
-            return definition
-        if "choice" in definition:
-            options = definition["choice"]
-            chosen = options[trial.suggest_categorical(name, list(range(len(options))))]
-            if not isinstance(chosen, dict):
-                return chosen
-            return {k: self._suggest(trial, f"{name}.{chosen['kind']}.{k}", d) for k, d in chosen.items()}
-        ((kind, (low, high)),) = definition.items()
-        ask = trial.suggest_int if kind.endswith("int") else trial.suggest_float
-        return ask(name, low, high, log=kind.startswith("log"))
 
 
 class Smac:

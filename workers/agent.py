@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune import home
 from autotune.errors import AutotuneError, DataError, LeaseLostError, StoreError, StoreUnreachableError, WorkerError
@@ -23,11 +23,12 @@ from autotune.trial import CampaignState, Cause, Failure, Lease, Trial
 from workers.admission import Admission
 from workers.checkpoints.carrier import Carrier
 from workers.children import Children
+from workers.claimed import Claimed
 from workers.datasets import DatasetCache
 from workers.delivery import deliver_left_over
 from workers.devices import Slot
 from workers.inline import InlineRunner, Loaded
-from workers.journal import AttemptJournal, Journal
+from workers.journal import Journal
 from workers.lease import Held, LeaseKeeper
 from workers.refusals import Key, Refusals
 from workers.refusals import key_of as _key
@@ -382,27 +383,27 @@ class Agent:
             self._run(trial, record, slot, held)
 
     def _run(self, trial: Trial, record: CampaignRecord, slot: Slot, held: Held) -> None:
+        inline = record.spec.get("isolation") == "none"
+        children = None if inline else self._children(record)
         journal = self._journal.open_attempt(held.lease)
+        claimed = Claimed(
+            store=self._store, spec=record.spec if children is None else children.spec, metric=record.metric,
+            trial=trial, slot=slot, held=held, journal=journal, carrier=self._carrier(trial, record, held),
+            stop=self._stop,
+        )  # fmt: skip
+        runner: Runner | InlineRunner
+        if children is not None:
+            runner = Runner(claimed, children)
+        else:
+            runner = InlineRunner(claimed, lambda: self._loaded.of(_key(record), record.spec))
+            self._inline[slot.index] = held.lease
         try:
-            runner = self._runner(trial, record, slot, held, journal)
             runner.run()
         finally:
             self._inline[slot.index] = None
             journal.close()
         if runner.refusal is not None:
             self._refuse(record, runner.refusal)
-
-    def _runner(
-        self, trial: Trial, record: CampaignRecord, slot: Slot, held: Held, journal: AttemptJournal
-    ) -> Runner | InlineRunner:
-        common: dict[str, Any] = {
-            "store": self._store, "trial": trial, "metric": record.metric, "slot": slot, "held": held,
-            "journal": journal, "stop": self._stop, "carrier": self._carrier(trial, record, held),
-        }  # fmt: skip
-        if record.spec.get("isolation") == "none":
-            self._inline[slot.index] = held.lease
-            return InlineRunner(spec=record.spec, load=lambda: self._loaded.of(_key(record), record.spec), **common)
-        return Runner(children=self._children(record), **common)
 
     def _refuse(self, record: CampaignRecord, reason: str, *, again_s: float | None = None) -> None:
         self._refusals.set(record, reason, again_s=again_s)

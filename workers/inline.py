@@ -7,31 +7,24 @@ other slots. Everything else is as in `workers.runner`: lease, reports, journal,
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from autotune.errors import StoreUnreachableError
-from autotune.trial import Cause, Failure, Report, Trial, TrialState
+from autotune.errors import ObjectiveError
+from autotune.trial import Cause, Failure, Report
 from workers import objectives, outcome, reporting
-from workers.checkpoints.carrier import Carrier
 from workers.checkpoints.uploads import Uploads
-from workers.delivery import Delivery, policy_of
-from workers.devices import Slot
+from workers.claimed import Claimed
 from workers.ending import Ended
-from workers.journal import AttemptJournal
-from workers.lease import Held
 from workers.refusals import Key
-from workers.reports import BestReported, ReportSender
-from workers.stopping import StopRequest
+from workers.reports import BestReported
 
-if TYPE_CHECKING:
-    from autotune.store.mongo import MongoStore
 
-_log = logging.getLogger(__name__)
+class StaleModuleError(ObjectiveError):
+    """A process imports a module once; this one has it as it was for another campaign."""
 
 
 class Loaded:
@@ -39,6 +32,7 @@ class Loaded:
 
     def __init__(self) -> None:
         self._kept: dict[Key, objectives.Objective] = {}
+        self._sources: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def of(self, key: Key, spec: Mapping[str, Any]) -> objectives.Objective:
@@ -46,10 +40,15 @@ class Loaded:
 
         Raises:
             ObjectiveError: If the code cannot be imported.
+            StaleModuleError: If another version of its module is in this process.
         """
+        module, source = spec["objective"].partition(":")[0], key[2]
         with self._lock:
             if key not in self._kept:
+                if self._sources.get(module, source) != source:
+                    raise StaleModuleError(f"this worker has loaded another version of '{module}'; restart it")
                 self._kept[key] = objectives.load_fresh(spec)
+                self._sources[module] = source
             return self._kept[key]
 
 
@@ -57,48 +56,18 @@ class InlineRunner:
     """Runs one claimed trial to its end, in the calling thread.
 
     Args:
-        store: An open store.
-        spec: The campaign file as plain values.
+        claimed: The trial, and what its attempt needs.
         load: Returns the campaign's objective.
-        trial: The trial, with its lease.
-        metric: ``{"name", "mode"}`` of the campaign.
-        slot: What it runs on.
-        held: Its lease, kept alive by the lease keeper.
-        journal: Keeps on disk what the store could not take.
-        carrier: Carries nothing; for the delivery.
-        stop: Set when the worker must end; when its time of grace is over, the trial is given back.
 
     Attributes:
         refusal: As in `workers.runner.Runner`.
     """
 
-    def __init__(
-        self,
-        *,
-        store: MongoStore,
-        spec: Mapping[str, Any],
-        load: Any,
-        trial: Trial,
-        metric: Mapping[str, str],
-        slot: Slot,
-        held: Held,
-        journal: AttemptJournal,
-        carrier: Carrier,
-        stop: StopRequest,
-    ) -> None:
-        self._store = store
-        self._spec = spec
+    def __init__(self, claimed: Claimed, load: Callable[[], objectives.Objective]) -> None:
+        self._claimed = claimed
         self._load = load
-        self._trial = trial
-        self._metric = metric
-        self._slot = slot
-        self._held = held
-        self._journal = journal
-        self._carrier = carrier
-        self._stop = stop
-        self._best = BestReported(spec, trial)
-        self._reports = ReportSender(store, held, journal)
-        self._timing: dict[str, float] = {}
+        self._best = BestReported(claimed.spec, claimed.trial)
+        self._reports = claimed.sender()
         self.refusal: str | None = None
 
     def run(self) -> None:
@@ -107,53 +76,37 @@ class InlineRunner:
         Raises:
             StoreError: If the store refuses what is written; one that is away is waited for.
         """
-        started_s = time.monotonic()
+        claimed, started_s = self._claimed, time.monotonic()
         ended = self._ended()
-        timing = {**self._timing, "total_s": time.monotonic() - started_s}
-        uploads = Uploads(self._carrier, self._held, lambda _: None, lambda: True)
-        delivery = Delivery(
-            store=self._store, held=self._held, journal=self._journal, carrier=self._carrier, uploads=uploads,
-            policy=policy_of(self._spec), stop=self._stop,
-        )  # fmt: skip
-        rounded = {k: round(v, 4) for k, v in timing.items()}
+        timing = {**ended.timing, "total_s": time.monotonic() - started_s}
+        nothing = Uploads(claimed.carrier, claimed.held, lambda _: None, lambda: True)
         try:
-            delivery.deliver(replace(ended, timing=rounded, rung_score=self._best.value), self._reports)
+            claimed.deliver(replace(ended, timing=timing), self._best, self._reports, nothing)
         finally:
             self._reports.close()
-            self._carrier.close()
+            claimed.carrier.close()
 
     def _ended(self) -> Ended:
         """Run the objective; return how that ended."""
-        loading = True
+        claimed, metric, loading = self._claimed, self._claimed.metric, True
         try:
             objective = self._load()
             loading = False
-            request = objectives.request_of(
-                self._spec, self._metric, self._trial, self._slot, attempt=self._held.lease.attempt
-            )
+            request = claimed.request()
             trial = reporting.Trial(
-                **request["trial"], metric=self._metric["name"], mode=self._metric["mode"], send=self._report,
-                schedule_metric=objectives.schedule_metric(self._spec),
+                **request["trial"], metric=metric["name"], mode=metric["mode"], send=self._report,
+                schedule_metric=objectives.schedule_metric(claimed.spec),
             )  # fmt: skip
             started_s = time.monotonic()
             returned = objective.perform(request, trial)
-            self._timing = outcome.run_timing(time.monotonic() - started_s, returned)
-            return Ended(result=outcome.as_result(returned, self._metric["name"]), timing={})
-        except BaseException as error:  # noqa: BLE001 - whatever an objective raises is that trial's end, not the slot's
-            failure = outcome.as_failure(error)
-        if failure.cause is Cause.STOPPED and self._stop.is_set():
-            failure = Failure(cause=Cause.PREEMPTED, message="the worker was stopped")
-        elif loading and self._works_elsewhere():
-            self.refusal = f"this worker cannot load the objective of '{self._trial.campaign}': {failure.message}"
+            timing = outcome.run_timing(time.monotonic() - started_s, returned)
+            return Ended(result=outcome.as_result(returned, metric["name"]), timing=timing)
+        except StaleModuleError as error:
+            self.refusal = str(error)
             failure = Failure(cause=Cause.LOST, message=self.refusal)
+        except BaseException as error:  # noqa: BLE001 - whatever an objective raises is that trial's end, not the slot's
+            failure, self.refusal = claimed.judged(outcome.as_failure(error), loading=loading)
         return Ended(failure=failure, timing={})
-
-    def _works_elsewhere(self) -> bool:
-        """Return whether trials of the campaign have finished; False while the store cannot say."""
-        try:
-            return self._store.trials.counts(self._trial.campaign).get(TrialState.FINISHED, 0) > 0
-        except StoreUnreachableError:
-            return False
 
     def _report(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take a report; it is written soon.
@@ -161,10 +114,10 @@ class InlineRunner:
         Raises:
             TrialStopped: If the lease is gone, or the worker's time of grace is over.
         """
-        report = Report(step=step, metrics=dict(metrics), attempt=self._held.lease.attempt)
+        report = Report(step=step, metrics=dict(metrics), attempt=self._claimed.lease.attempt)
         self._reports.add(report)
         self._best.take(report)
-        if self._held.lost.is_set():
+        if self._claimed.held.lost.is_set():
             raise reporting.TrialStopped("the lease is gone")
-        if self._stop.expired:
+        if self._claimed.stop.expired:
             raise reporting.TrialStopped("the worker was stopped")

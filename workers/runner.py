@@ -6,30 +6,23 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from autotune.errors import DataError, StoreError, StoreUnreachableError
 from autotune.store.artifacts import Reference
-from autotune.trial import Cause, Failure, Lease, Report, Trial, TrialState
+from autotune.trial import Cause, Failure, Lease, Report
 from workers.channel import Message
-from workers.checkpoints.carrier import Carrier
 from workers.checkpoints.uploads import Uploads
 from workers.children import Children
-from workers.delivery import Delivery, policy_of
-from workers.devices import Slot
+from workers.claimed import Claimed
 from workers.ending import Ended, Paused, cause_of_death, failure_of, kernel_oom_kills, result_of
-from workers.journal import AttemptJournal
-from workers.lease import Held
-from workers.objectives import request_of
-from workers.reports import BestReported, ReportSender
-from workers.stopping import StopRequest
+from workers.reports import BestReported
 from workers.training import Child
 from workers.watchdog import Verdict, Watchdog, is_stopped
 
 if TYPE_CHECKING:
-    from autotune.store.mongo import MongoStore
+    pass
 
 _log = logging.getLogger(__name__)
 
@@ -43,48 +36,27 @@ class Runner:
     """Runs one claimed trial to its end.
 
     Args:
-        store: An open store.
+        claimed: The trial, and what its attempt needs.
         children: The fork server of the trial's campaign; it is started if it does not run.
-        trial: The trial, with its lease.
-        metric: ``{"name", "mode"}`` of the campaign.
-        slot: What it runs on.
-        held: Its lease, kept alive by the lease keeper.
-        journal: Keeps on disk what the store could not take.
-        carrier: Carries its checkpoints.
-        stop: Set when the worker must end; when its time of grace is over, the trial is given back.
 
     Attributes:
         refusal: Why this worker must not serve the campaign any more: it cannot load the objective or its data, while
             trials of the campaign have finished, so the fault lies here. None while it may.
     """
 
-    def __init__(
-        self,
-        *,
-        store: MongoStore,
-        children: Children,
-        trial: Trial,
-        metric: Mapping[str, str],
-        slot: Slot,
-        held: Held,
-        journal: AttemptJournal,
-        carrier: Carrier,
-        stop: StopRequest,
-    ) -> None:
-        self._store = store
+    def __init__(self, claimed: Claimed, children: Children) -> None:
+        self._claimed = claimed
+        self._store = claimed.store
         self._children = children
-        self._trial = trial
-        self._spec = children.spec
-        self._metric = metric
-        self._slot = slot
-        self._held = held
-        self._stop = stop
-        self._journal = journal
-        self._carrier = carrier
-        self._best = BestReported(self._spec, trial)
+        self._trial = claimed.trial
+        self._spec = claimed.spec
+        self._held = claimed.held
+        self._stop = claimed.stop
+        self._carrier = claimed.carrier
+        self._best = BestReported(self._spec, self._trial)
         self._asked = False
-        self._reports = ReportSender(store, held, journal)
-        self._uploads = Uploads(carrier, held, self._refer_to, self._has_room)
+        self._reports = claimed.sender()
+        self._uploads = Uploads(self._carrier, self._held, self._refer_to, self._has_room)
         self._looked_s = -math.inf
         self._watchdog = Watchdog(started_s=0.0, frozen_s=0.0)
         self._verdict: Verdict | None = None
@@ -92,7 +64,7 @@ class Runner:
 
     @property
     def _lease(self) -> Lease:
-        return self._held.lease
+        return self._claimed.lease
 
     def run(self) -> None:
         """Run the trial; returns when its end is in the store, or its lease is gone.
@@ -105,30 +77,21 @@ class Runner:
         self._children.start(self._stop)
         started_s = time.monotonic()
         ooms = kernel_oom_kills()
-        request = {**self._request(), "checkpoint": self._checkpoint()}
-        child = self._children.spawn(request, self._slot.environment())
+        request = {**self._claimed.request(), "checkpoint": self._checkpoint()}
+        child = self._children.spawn(request, self._claimed.slot.environment())
         self._watchdog = self._new_watchdog()
         try:
             ended = self._judge(child, self._follow(child), ooms)
             timing = {**ended.timing, "server_s": started_s - claimed_s, "total_s": time.monotonic() - started_s}
             if child.peak_rss_kb is not None:
                 timing["peak_rss_mb"] = child.peak_rss_kb / 1024
-            delivery = Delivery(
-                store=self._store, held=self._held, journal=self._journal, carrier=self._carrier,
-                uploads=self._uploads, policy=policy_of(self._spec), stop=self._stop,
-            )  # fmt: skip
-            rounded = {k: round(v, 4) for k, v in timing.items()}
-            ended = replace(ended, timing=rounded, rung_score=self._best.value)
-            delivery.deliver(ended, self._reports)
+            self._claimed.deliver(replace(ended, timing=timing), self._best, self._reports, self._uploads)
         finally:
             self._uploads.abandon()
             self._reports.close()
             child.terminate(GRACE_S)
             child.close()
             self._carrier.close()
-
-    def _request(self) -> dict[str, Any]:
-        return request_of(self._spec, self._metric, self._trial, self._slot, attempt=self._lease.attempt)
 
     def _new_watchdog(self) -> Watchdog:
         limits = self._spec.get("limits") or {}
@@ -238,13 +201,9 @@ class Runner:
         if message is not None and "paused" in message:
             return Ended(paused=Paused(step=int(message["paused"])), timing=timing)
         if message is not None and "failed" in message:
-            failed = message["failed"]
-            if failed["cause"] == Cause.STOPPED and self._stop.is_set():
-                return Ended(failure=Failure(cause=Cause.PREEMPTED, message="the worker was stopped"), timing=timing)
-            if message.get("loading") and self._has_finished_trials():
-                self.refusal = f"this worker cannot load the objective of '{self._trial.campaign}': {failed['message']}"
-                return Ended(failure=Failure(cause=Cause.LOST, message=self.refusal), timing=timing)
-            return Ended(failure=failure_of(message, child.log_tail()), timing=timing)
+            told = failure_of(message, child.log_tail())
+            failure, self.refusal = self._claimed.judged(told, loading=bool(message.get("loading")))
+            return Ended(failure=failure, timing=timing)
         if self._verdict is not None:
             verdict = self._verdict
             failure = Failure(cause=verdict.cause, message=verdict.message, log_tail=child.log_tail())
@@ -258,13 +217,6 @@ class Runner:
         cause, text, killed = cause_of_death(child.status, oom_killed=kernel_oom_kills() > ooms)
         failure = Failure(cause=cause, message=text, log_tail=child.log_tail(), exit_code=child.status)
         return Ended(failure=failure, process_killed=killed, timing=timing)
-
-    def _has_finished_trials(self) -> bool:
-        """Return whether the campaign's objective works somewhere; False while the store cannot say."""
-        try:
-            return self._store.trials.counts(self._trial.campaign).get(TrialState.FINISHED, 0) > 0
-        except StoreUnreachableError:
-            return False
 
     def _was_stopped(self, child: Child) -> bool:
         """Return whether the worker ends; a cluster that takes the host back signals worker and training at once."""

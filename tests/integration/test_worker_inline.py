@@ -202,3 +202,40 @@ def test_a_coordinator_whose_write_failed_asks_its_search_anew(
         coordinator.step()
         inline.GO_ON.set()
     assert times[0] == times[1]
+
+
+def test_a_worker_never_runs_old_code_under_the_name_of_new_code(
+    store: MongoStore,
+    store_uri: str,
+    make_campaign: Callable[..., CampaignRecord],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process imports a module once: after the file has changed, the worker refuses and says what to do."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module, command = tmp_path / "changing.py", worker_command()
+
+    def ended(name: str) -> bool:
+        return store.campaigns.get(name).state is CampaignState.FINISHED
+
+    def refused() -> bool:
+        return any("loaded another version of 'changing'; restart it" in text for text in refusals("second"))
+
+    def refusals(name: str) -> list[str]:
+        return [worker.refusals[name] for worker in store.workers.live() if name in worker.refusals]
+
+    module.write_text("def train(trial):\n    return 1.0\n")
+    make_campaign("first", objective="changing:train", isolation="none", max_trials=2)
+    with process(command, store_uri, tmp_path / "log", AUTOTUNE_HOME=str(tmp_path)):
+        with coordinating(store, "first"):
+            wait_until(lambda: ended("first"), "the first campaign")
+        module.write_text("def train(trial):\n    return 2.0\n")
+        make_campaign("second", objective="changing:train", isolation="none", max_trials=2)
+        with coordinating(store, "second"):
+            wait_until(refused, "the refusal")
+            assert not store.trials.counts("second").get(TrialState.FAILED)
+            with process(command, store_uri, tmp_path / "log", AUTOTUNE_HOME=str(tmp_path)):
+                wait_until(lambda: ended("second"), "the second campaign")
+    assert {t.score for t in store.trials.find("first")} == {1.0}
+    assert {t.score for t in store.trials.find("second")} == {2.0}
