@@ -4,18 +4,22 @@ Ours goes through the embedded MongoDB, a coordinator process and one worker pro
 its own, or in the worker's process (`isolation: none`). "after start-up" is from the first claim to the end of the last
 trial, on the database's clock; "whole" is the call from cold: a new store, coordinator and worker included. Optuna runs
 as many processes as there are slots. Other systems run when they are installed (requirements.txt); hyperopt's
-MongoTrials does not run with pymongo 4 and has a script of its own (orchestration_hyperopt.py).
+MongoTrials does not run with pymongo 4 and needs an environment of its own (requirements-mongotrials.txt,
+orchestration_mongotrials.py); its mongod is the one that ours uses.
 
     python benchmarks/orchestration.py [--trials 1000] [--slow-trials 100] [--repeats 3] [--slots 2 --slots 16]
+        [--mongotrials .venv-mongotrials/bin/python]
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import multiprocessing
 import os
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -165,6 +169,28 @@ def ray_tune(trials: int, folder: Path, slots: int) -> dict[str, float]:
     return {"after_start_up_s": ended_s - started_s, "whole_s": ended_s - whole_s}
 
 
+def mongo_trials(flags: tuple[str, ...], trials: int, folder: Path, slots: int) -> dict[str, float]:
+    """Run hyperopt's MongoTrials in its own environment on a new mongod."""
+    from autotune.store import embedded
+
+    python = os.environ.get("MONGOTRIALS_PYTHON", "")
+    if not python:
+        raise ModuleNotFoundError("hyperopt with pymongo<4", name="hyperopt with pymongo<4")
+    os.environ["AUTOTUNE_HOME"] = str(folder)
+    try:
+        place = embedded.start().removeprefix("mongodb://").partition("/")[0]
+        script = str(Path(__file__).with_name("orchestration_mongotrials.py"))
+        done = subprocess.run(
+            [python, script, place, str(trials), str(slots), *flags], capture_output=True, text=True, check=False
+        )
+    finally:
+        embedded.stop()
+    if done.returncode:
+        raise SystemExit(f"MongoTrials failed: {done.stderr[-2000:]}")
+    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measured
+
+
 SYSTEMS: dict[str, Callable[[int, Path, int], dict[str, float]]] = {
     "autotune, in the worker's process": ours_in_process,
     "autotune, a process for each trial": ours,
@@ -172,8 +198,10 @@ SYSTEMS: dict[str, Callable[[int, Path, int], dict[str, float]]] = {
     "Optuna, journal file": partial(optuna_, "journal"),
     "Optuna, gRPC proxy on SQLite": partial(optuna_, "grpc"),
     "Ray Tune, HyperOptSearch": ray_tune,
+    "hyperopt MongoTrials, a process for each trial": partial(mongo_trials, ()),
+    "hyperopt MongoTrials, in the worker's process": partial(mongo_trials, ("--no-subprocesses",)),
 }
-SLOW = frozenset({"Ray Tune, HyperOptSearch"})
+SLOW = frozenset(name for name in SYSTEMS if name.startswith(("Ray", "hyperopt")))
 
 
 @click.command()
@@ -182,8 +210,14 @@ SLOW = frozenset({"Ray Tune, HyperOptSearch"})
 @click.option("--repeats", default=3, show_default=True, help="Runs of each system; the slow ones run once.")
 @click.option("--slots", "counts", multiple=True, type=int, default=(2, 16), show_default=True)
 @click.option("--only", multiple=True, help="Part of a name; default: all systems.")
-def main(trials: int, slow_trials: int, repeats: int, counts: tuple[int, ...], only: tuple[str, ...]) -> None:
+@click.option(
+    "--mongotrials", default="", help="The Python that has hyperopt and pymongo<4; without it that is left out."
+)
+def main(
+    trials: int, slow_trials: int, repeats: int, counts: tuple[int, ...], only: tuple[str, ...], mongotrials: str
+) -> None:
     """Measure, print a table, write results/orchestration.json."""
+    os.environ["MONGOTRIALS_PYTHON"] = str(Path(mongotrials).absolute()) if mongotrials else ""
     chosen = {n: f for n, f in SYSTEMS.items() if not only or any(part in n for part in only)}
     runs: dict[tuple[int, str], list[dict[str, float]]] = {(c, n): [] for c in counts for n in chosen}
     lacking: dict[str, str] = {}

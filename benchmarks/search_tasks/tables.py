@@ -1,7 +1,8 @@
-"""Models of scikit-learn on its bundled data sets, every configuration of a grid scored once by cross-validation.
+"""Real models, every configuration of a grid scored once: scikit-learn on its bundled data sets, scVI on cells.
 
-The tables are made by ``python -m search_tasks.tables`` (in ``benchmarks/``; minutes) and committed, so that a
-comparison costs nothing and all searches see the same numbers. Parameters are positions in the lists of values below.
+The tables are made by ``python -m search_tasks.tables`` (in ``benchmarks/``; minutes) and, that of scVI, by
+``python -m search_tasks.scvi_table DATA`` (half an hour on two cores), and committed, so that a comparison costs
+nothing and all searches see the same numbers. Parameters are positions in the lists of values below.
 """
 
 from __future__ import annotations
@@ -42,6 +43,14 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
         "activation": ["relu", "tanh"],
     },
 }
+SCVI_GRID: dict[str, list[Any]] = {
+    "n_layers": [1, 2, 3],
+    "n_hidden": [64, 128, 256],
+    "lr": [0.0005, 0.001, 0.002, 0.005, 0.01],
+    "dropout_rate": [0.1, 0.3, 0.5],
+    "reconstruction_loss": ["zinb", "nb"],
+}
+GRIDS_OF_TASKS = {**GRIDS, "scvi-cortex": SCVI_GRID}
 
 
 def space_of(grid: Mapping[str, list[Any]]) -> dict[str, Any]:
@@ -50,6 +59,11 @@ def space_of(grid: Mapping[str, list[Any]]) -> dict[str, Any]:
         name: {"choice": values} if isinstance(values[0], str) else {"int": [0, len(values) - 1]}
         for name, values in grid.items()
     }
+
+
+def key_of(grid: Mapping[str, list[Any]], params: Mapping[str, Any]) -> str:
+    """Return the key of a table for a configuration: positions, and text values as they are."""
+    return " ".join(str(params[k] if isinstance(values[0], str) else int(params[k])) for k, values in grid.items())
 
 
 @cache
@@ -61,15 +75,14 @@ def _table(name: str) -> dict[str, float]:
 
 def look_up(name: str, params: Mapping[str, Any]) -> float:
     """Return the loss of a configuration of a table."""
-    grid = GRIDS[name]
-    return _table(name)[" ".join(str(v if isinstance(grid[k][0], str) else int(v)) for k, v in params.items())]
+    return _table(name)[key_of(GRIDS_OF_TASKS[name], params)]
 
 
 def table_tasks() -> list[Task]:
     """Return the tasks whose tables are there."""
     return [
         Task(name=name, family="table", space=space_of(grid), loss=partial(look_up, name))
-        for name, grid in GRIDS.items()
+        for name, grid in GRIDS_OF_TASKS.items()
         if (FOLDER / f"{name}.json.gz").exists()
     ]
 
@@ -120,8 +133,8 @@ def build() -> None:
         losses = {}
         for at in itertools.product(*(range(len(values)) for values in grid.values())):
             values = {k: grid[k][i] for k, i in zip(grid, at, strict=True)}
-            key = " ".join(str(grid[k][i] if isinstance(grid[k][0], str) else i) for k, i in zip(grid, at, strict=True))
-            losses[key] = _score(name, values)
+            places = {k: values[k] if isinstance(grid[k][0], str) else i for k, i in zip(grid, at, strict=True)}
+            losses[key_of(grid, places)] = _score(name, values)
         text = json.dumps({"grid": grid, "scikit-learn": sklearn.__version__, "losses": losses})
         path.write_bytes(gzip.compress(text.encode(), mtime=0))
         print(name, len(losses), "configurations, best", min(losses.values()))
