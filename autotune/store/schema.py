@@ -135,6 +135,11 @@ VALIDATORS: dict[str, dict[str, Any]] = {
 """Collection -> validator."""
 
 
+BY_STATE = "campaign_state_number"
+"""The index that a coordinator's queries name: where trials are few, the server would now and then take another one,
+and keep to it while they become many."""
+
+
 def _index(name: str, *keys: str, unique: bool = False) -> IndexModel:
     return IndexModel([(key, ASCENDING) for key in keys], name=name, unique=unique)
 
@@ -144,7 +149,7 @@ INDEXES: dict[str, list[IndexModel]] = {
     "trials": [
         _index("campaign_number", "campaign", "number", unique=True),
         _index("campaign_configuration", "campaign", "config_hash", "fold", "replicate", unique=True),
-        _index("campaign_state_number", "campaign", "state", "number"),
+        _index(BY_STATE, "campaign", "state", "number"),
         _index("campaign_score", "campaign", "score"),
         _index("state_owner", "state", "lease.owner"),
         IndexModel(

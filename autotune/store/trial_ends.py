@@ -11,6 +11,7 @@ from autotune.lifecycle import KILLED, Event, RetryPolicy, after_attempt, source
 from autotune.store.connection import mapped
 from autotune.store.documents import failure_fields, result_fields
 from autotune.store.expressions import expired, literal
+from autotune.store.schema import BY_STATE
 from autotune.store.trial_reads import TrialReads
 from autotune.trial import Cause, Failure, Lease, Result, TrialState
 
@@ -238,7 +239,8 @@ class TrialEnds(TrialReads):
         """Give back the trials whose lease ran out on the database's clock; return their numbers."""
         query = {"campaign": campaign, "state": {"$in": sources(Event.RELEASE)}, **expired("lease.expires_at")}
         reaped = []
-        for document in list(self._trials.find(query, {"number": 1, "lease.token": 1, "lease.owner": 1})):
+        overdue = self._trials.find(query, {"number": 1, "lease.token": 1, "lease.owner": 1}, hint=BY_STATE)
+        for document in list(overdue):
             lease = {"token": None, "owner": "unknown", **(document.get("lease") or {})}
             done = self._trials.update_one(
                 {"_id": document["_id"], "lease.token": lease["token"], **query},

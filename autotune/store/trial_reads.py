@@ -11,6 +11,7 @@ from autotune.errors import NotFoundError, StoreError
 from autotune.store.connection import Connection, mapped
 from autotune.store.documents import trial_value
 from autotune.store.expressions import expired
+from autotune.store.schema import BY_STATE
 from autotune.trial import Trial, TrialState
 
 WITHOUT_TEXTS = {"attempts.traceback": 0, "attempts.log_tail": 0, "attempts.late_result": 0}
@@ -75,7 +76,7 @@ class TrialReads:
                 str(d["state"]), int(d.get("claims") or 0), int(d.get("rung") or 0),
                 (d.get("checkpoint") or {}).get("sha256"),
             )
-            for d in self._trials.find(query, _MARK)
+            for d in self._trials.find(query, _MARK, hint=BY_STATE)
         }  # fmt: skip
 
     @mapped
@@ -102,7 +103,8 @@ class TrialReads:
     def overdue(self, campaign: str) -> list[int]:
         """Return the numbers of the running trials whose lease ran out and that nobody has given back yet."""
         query = {"campaign": campaign, "state": "running", **expired("lease.expires_at")}
-        return [int(d["number"]) for d in self._trials.find(query, {"number": 1}).sort("number", ASCENDING)]
+        found = self._trials.find(query, {"number": 1}, hint=BY_STATE)
+        return [int(d["number"]) for d in found.sort("number", ASCENDING)]
 
     @mapped
     def running_by_owner(self, owners: Sequence[str], *, but_not: str | None = None) -> dict[str, int]:

@@ -13,7 +13,7 @@ from autotune.lifecycle import Event, sources, target
 from autotune.store.connection import mapped
 from autotune.store.documents import trial_document, trial_value
 from autotune.store.expressions import NOW, Expression, in_seconds, insert_only, literal
-from autotune.store.schema import MAX_ATTEMPTS
+from autotune.store.schema import BY_STATE, MAX_ATTEMPTS
 from autotune.store.trial_ends import TrialEnds
 from autotune.store.trial_reads import WITHOUT_TEXTS
 from autotune.store.trial_steering import TrialSteering
@@ -156,6 +156,7 @@ class Trials(TrialEnds, TrialSteering):
                 }
             ],
             sort=[("number", ASCENDING)],
+            hint=BY_STATE,
             return_document=ReturnDocument.AFTER,
             projection=WITHOUT_TEXTS,
         )
