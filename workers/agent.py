@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import secrets
 import socket
 import threading
@@ -30,6 +29,7 @@ from workers.devices import Slot
 from workers.inline import InlineRunner, Loaded
 from workers.journal import Journal
 from workers.lease import Held, LeaseKeeper
+from workers.lookout import Lookout
 from workers.refusals import Key, Refusals
 from workers.refusals import key_of as _key
 from workers.runner import Runner
@@ -43,20 +43,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.2
-_IDLE_S = 2.0
-_QUIET_S = 20.0
 _BACKOFF_S = 1.0
 _MAX_SERVERS = 2
-_WATCH_END_S = 2.0
+_THREAD_END_S = 2.0
 _COURIER_S = 15.0
 _AGAIN_S = 60.0
 _CAMPAIGNS_S = 1.0
 _UNHEARD_S = 0.25
-_CHECK_S = 2.0
-_LINGER_S = 1.0
-_MOST_STREAMS = 16
-_POLL_OFTEN_S, _POLL_SELDOM_S = 0.05, 1.0
-_MOST_POLLS = 150
 _INLINE_GRACE_S = 10.0
 
 
@@ -96,9 +89,8 @@ class Agent:
         self._data = DatasetCache(store, None if folder is None else folder / "datasets")
         self._shares = {slot.device: DeviceShare(slot.device, place / "devices") for slot in self._slots}
         self._versions = versions()
-        self._work = threading.Condition()
-        self._changes = 0
         self._leases = LeaseKeeper(store, self.id)
+        self._lookout = Lookout(store, self.id, len(self._slots), self._leases, self._stop)
         self._servers: dict[Key, Children] = {}
         self._servers_lock = threading.Lock()
         self._tokens: list[str | None] = [None] * len(self._slots)
@@ -109,9 +101,6 @@ class Agent:
         self._loaded = Loaded()
         self._inline: list[Lease | None] = [None] * len(self._slots)
         self._served: tuple[float, int, dict[str, CampaignRecord]] | None = None
-        self._campaign_changes = 0
-        self._watching = False
-        self._waiting = 0
         self._blocked = [False] * len(self._slots)
 
     def stop(self) -> None:
@@ -133,25 +122,25 @@ class Agent:
         self._folder = self._scratch.path
         self._leases.start()
         self._deliver_once()  # before a slot begins anew with a trial whose result is at hand
-        watch = threading.Thread(target=self._watch, name="watch", daemon=True)
+        lookout = threading.Thread(target=self._lookout.run, name="lookout", daemon=True)
         courier = threading.Thread(target=self._deliver_left_over, name="courier", daemon=True)
         slots = [
             threading.Thread(target=self._serve, args=(slot,), name=f"slot-{slot.index}", daemon=True)
             for slot in self._slots
         ]
-        for thread in (watch, courier, *slots):
+        for thread in (lookout, courier, *slots):
             thread.start()
         try:
             while not stop.wait(_POLL_S) and any(t.is_alive() for t in slots):
                 pass
         finally:
-            self._end(slots, [watch, courier])
+            self._end(slots, [lookout, courier])
         if self._once and self._refusals.first is not None and not stop.is_set():
             raise WorkerError(self._refusals.first)
 
     def _end(self, slots: Sequence[threading.Thread], others: Sequence[threading.Thread]) -> None:
         self._stop.set()
-        self._notify()
+        self._lookout.call()
         for slot, thread in zip(self._slots, slots, strict=True):
             self._join(slot, thread)
         for server in self._servers.values():
@@ -162,7 +151,7 @@ class Agent:
         except StoreError as error:
             _log.warning("%s", error, extra={"action": "sign-off-failed"})
         for thread in others:
-            thread.join(_WATCH_END_S)  # it may hang in a store that does not answer
+            thread.join(_THREAD_END_S)  # it may hang in a store that does not answer
         self._data.close()
         if self._scratch is not None:
             self._scratch.close()
@@ -192,57 +181,6 @@ class Agent:
         extra = {"action": "worker-start", "worker": self.id, "slots": len(self._slots)}
         _log.info("serves %s", ", ".join(self._campaigns or ["all campaigns"]), extra=extra)
 
-    def _watch(self) -> None:
-        """Wake the slots whenever there may be work; while they all work, only see to it that their leases hold.
-
-        A change stream looks at all that is written into the store, for each worker anew, and every worker writes that
-        it lives: what they cost grows with the square of their number. So only a few workers listen to one; of many
-        each asks now and then.
-        """
-        while not self._stop.is_set():
-            if not self._waits(_CHECK_S):
-                self._leases.check()
-                continue
-            try:
-                if (others := self._store.workers.count_live()) > _MOST_STREAMS:
-                    self._poll(max(_POLL_SELDOM_S, others * _POLL_SELDOM_S / _MOST_POLLS))
-                    continue
-                with self._store.watch_work(self.id) as watch:
-                    self._watching = True
-                    self._notify()
-                    waited_s = time.monotonic()
-                    while not self._stop.is_set() and time.monotonic() - waited_s < _LINGER_S:
-                        if self._waits(0.0):
-                            waited_s = time.monotonic()
-                        if watch.wait(0.5, patient=self._waiting == len(self._slots)):
-                            self._leases.check()
-                            self._notify(campaigns=watch.changed in (None, "campaigns"))
-                self._watching = False
-                continue
-            except StoreError as error:
-                _log.warning("%s", error, extra={"action": "store-away"})
-            except Exception:  # noqa: BLE001 - the slots also look by themselves, but seldom
-                _log.exception("unexpected", extra={"action": "watch-error"})
-            self._watching = False
-            self._notify()
-            self._stop.wait(_BACKOFF_S)
-
-    def _poll(self, most_s: float) -> None:
-        """Wake the slots now and then while one waits, less and less often, `most_s` seconds apart at the most."""
-        waited_s, pause_s = time.monotonic(), _POLL_OFTEN_S
-        while not self._stop.is_set() and time.monotonic() - waited_s < _LINGER_S + most_s:
-            self._stop.wait(random.uniform(0.5, 1.5) * pause_s)
-            if self._waits(0.0):
-                waited_s = time.monotonic()
-            self._leases.check()
-            self._notify()
-            pause_s = min(most_s, 2 * pause_s)
-
-    def _waits(self, timeout_s: float) -> bool:
-        """Return whether a slot waits for work, now or within so many seconds."""
-        with self._work:
-            return self._work.wait_for(lambda: self._waiting > 0 or self._stop.is_set(), timeout_s)
-
     def _deliver_left_over(self) -> None:
         """Bring what other workers of this host could not write into the store, every now and then."""
         while not self._stop.wait(_COURIER_S):
@@ -251,23 +189,16 @@ class Agent:
     def _deliver_once(self) -> None:
         try:
             if deliver_left_over(self._store, self._journal):
-                self._notify()
+                self._lookout.call()
         except StoreError as error:
             _log.warning("%s", error, extra={"action": "store-away"})
         except Exception:  # noqa: BLE001 - what is left stays for the next round
             _log.exception("unexpected", extra={"action": "courier-error"})
 
-    def _notify(self, *, campaigns: bool = True) -> None:
-        with self._work:
-            self._changes += 1
-            self._campaign_changes += campaigns
-            self._work.notify_all()
-
     def _serve(self, slot: Slot) -> None:
         """Reserve, run and finish trials in one slot until the agent ends."""
         while not self._stop.is_set():
-            with self._work:
-                before = self._changes
+            calls = self._lookout.calls()
             try:
                 running = self._running_campaigns()
                 if self._once and not running:
@@ -286,27 +217,17 @@ class Agent:
                 _log.exception("unexpected", extra={"action": "slot-error", "slot": slot.index})
                 self._stop.wait(_BACKOFF_S)
                 continue
-            with self._work:
-                self._waiting += 1
-                self._work.notify_all()
-                self._work.wait_for(lambda: self._changes != before or self._stop.is_set(), self._idle_s(slot))  # noqa: B023
-                self._waiting -= 1
-
-    def _idle_s(self, slot: Slot) -> float:
-        """Return when to look for work again if nothing is heard: seldom where whatever makes work is heard of."""
-        heard = self._watching and not self._blocked[slot.index]
-        return random.uniform(0.5, 1.0) * _QUIET_S if heard else _IDLE_S
+            self._lookout.wait(calls, blocked=self._blocked[slot.index])
 
     def _running_campaigns(self) -> dict[str, CampaignRecord]:
         """Return the running campaigns that this worker serves, as they were at their last change that it knows of."""
-        with self._work:
-            changes, now_s = self._campaign_changes, time.monotonic()
-            if self._served is not None:
-                read_s, seen, running = self._served
-                if seen == changes and now_s - read_s < (_CAMPAIGNS_S if self._watching else _UNHEARD_S):
-                    return running
+        calls, now_s = self._lookout.campaign_calls(), time.monotonic()
+        if (served := self._served) is not None:
+            read_s, seen, running = served
+            if seen == calls and now_s - read_s < (_CAMPAIGNS_S if self._lookout.hears else _UNHEARD_S):
+                return running
         running = self._read_campaigns()
-        self._served = now_s, changes, running
+        self._served = now_s, calls, running
         return running
 
     def _read_campaigns(self) -> dict[str, CampaignRecord]:

@@ -27,7 +27,7 @@ from tests.objectives.support import (
     wait_until,
     working,
 )
-from workers import agent as agent_module
+from workers import lookout as lookout_module
 from workers.admission import Admission
 
 Launch = Callable[..., CampaignRecord]
@@ -68,7 +68,7 @@ def test_campaign_finishes_exactly(store: MongoStore, launch: Launch, tmp_path: 
         (attempt,) = trial.attempts
         assert attempt.owner == agent.id
         assert {"load_s", "run_s", "total_s", "peak_rss_mb"} <= attempt.timing.keys()
-    ours = ("slot-", "watch", "leases", "reports", "fork-server")
+    ours = ("slot-", "lookout", "leases", "reports", "fork-server")
     assert [t.name for t in threading.enumerate() if t.name.startswith(ours)] == []
     assert not list(tmp_path.glob("autotune-worker-*"))
 
@@ -245,17 +245,17 @@ def test_slot_survives_what_nobody_expected(
     store: MongoStore, launch: Launch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A bug in the worker itself: the trial goes back, the slot goes on, and the log says where the bug is."""
-    from workers.runner import Runner
+    from workers.claimed import Claimed
 
-    request, raised = Runner._request, threading.Event()
+    request, raised = Claimed.request, threading.Event()
 
-    def bug(self: Runner) -> dict[str, Any]:
+    def bug(self: Claimed) -> dict[str, Any]:
         if not raised.is_set():
             raised.set()
             raise KeyError("a bug")
         return request(self)
 
-    monkeypatch.setattr(Runner, "_request", bug)
+    monkeypatch.setattr(Claimed, "request", bug)
     launch("square", max_trials=2)
     with coordinating(store), working(store):
         wait_for_campaign(store, CampaignState.FINISHED)
@@ -299,7 +299,7 @@ def test_workers_of_a_large_fleet_ask_instead_of_listening(
     store: MongoStore, launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With many workers alive nobody opens a change stream; trials are found, and cancelled ones end, all the same."""
-    monkeypatch.setattr(agent_module, "_MOST_STREAMS", 0)
+    monkeypatch.setattr(lookout_module, "_MOST_STREAMS", 0)
 
     def refuse(*_: Any) -> Any:
         raise AssertionError("a change stream was opened")
@@ -318,11 +318,11 @@ def test_a_silent_training_is_told_that_its_trial_was_cancelled(
     store: MongoStore, launch: Launch, monkeypatch: pytest.MonkeyPatch, most_streams: int
 ) -> None:
     """All slots are busy, so no stream is open; the lease is not due for renewal for a long time."""
-    monkeypatch.setattr(agent_module, "_MOST_STREAMS", most_streams)
+    monkeypatch.setattr(lookout_module, "_MOST_STREAMS", most_streams)
     launch("hangs", max_trials=1, lease={"duration_s": 120, "renewal_s": 60})
     with coordinating(store), working(store) as agent:
         wait_for_state(store, 0, TrialState.RUNNING)
-        time.sleep(agent_module._LINGER_S + 1.0)
+        time.sleep(lookout_module._LINGER_S + 1.0)
         store.campaigns.set_state("demo", CampaignState.CANCELLED, expected=[CampaignState.RUNNING], who="me")
         wait_for_state(store, 0, TrialState.CANCELLED)
         wait_until(lambda: agent._running == [None], "the end of the training", 10.0)
