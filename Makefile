@@ -2,7 +2,8 @@
 # make test   sets up .venv and runs all tests, 4 files at a time (JOBS=1: one after the other)
 # make setup  sets up .venv alone: all extras and the tools for development
 # make check  what CI runs: make test, then style and types
-# make bench  the benchmarks
+# make bench  the benchmarks, some hours, in an environment with the other systems (DATA=/path/to.h5ad: those on real cells too;
+#             BENCHMARKS='scale campaign': only those)
 # make chaos  campaigns under faults of every kind (SCENARIOS='storm soak': only those); about half an hour
 
 PYTHON ?= python3
@@ -14,6 +15,10 @@ DEMO_HOME ?= $(CURDIR)/.demo
 PYTEST_ARGS ?=
 JOBS ?= 4
 SCENARIOS ?=
+PEERS := .venv-peers
+MONGOTRIALS := .venv-mongotrials
+BENCHMARKS ?= suggest_latency orchestration scale start_up infeasible simulated_campaign stopped_trials search_quality big_data \
+  $(if $(DATA),campaign hyperband_scvi)
 
 .PHONY: setup demo test static check bench chaos clean
 
@@ -39,14 +44,30 @@ static: $(READY)
 
 check: test static
 
-bench: $(READY)
-	$(BIN)/python benchmarks/orchestration.py
-	$(BIN)/python benchmarks/start_up.py
-	$(BIN)/python benchmarks/infeasible.py
-	$(BIN)/python -m benchmarks.simulated_campaign
+$(PEERS)/.ready: pyproject.toml benchmarks/requirements.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --editable '.[all]' -r benchmarks/requirements.txt
+	touch $@
+
+$(MONGOTRIALS)/.ready: benchmarks/requirements-mongotrials.txt
+	test -x $(MONGOTRIALS)/bin/python || $(PYTHON) -m venv $(MONGOTRIALS)
+	$(MONGOTRIALS)/bin/python -m pip install --quiet -r benchmarks/requirements-mongotrials.txt
+	touch $@
+
+bench: $(BENCHMARKS:%=bench-%)
+
+bench-orchestration: $(PEERS)/.ready $(MONGOTRIALS)/.ready
+	PYTHONPATH=$(CURDIR) $(PEERS)/bin/python benchmarks/orchestration.py --mongotrials $(MONGOTRIALS)/bin/python
+
+bench-campaign bench-hyperband_scvi: bench-%: $(PEERS)/.ready
+	@test -n '$(DATA)' || { echo 'set DATA=/path/to/cells.h5ad'; exit 2; }
+	PYTHONPATH=$(CURDIR) $(PEERS)/bin/python benchmarks/$*.py $(DATA)
+
+bench-%: $(PEERS)/.ready
+	PYTHONPATH=$(CURDIR) $(PEERS)/bin/python benchmarks/$*.py
 
 chaos: $(READY)
 	$(BIN)/python -m benchmarks.chaos $(SCENARIOS)
 
 clean:
-	rm -rf $(VENV) .demo build *.egg-info
+	rm -rf $(VENV) $(PEERS) $(MONGOTRIALS) .demo build *.egg-info
