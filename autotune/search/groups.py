@@ -30,6 +30,10 @@ def good_count(model: int, gamma: float, split: str = "sqrt") -> int:
 class Groups:
     """Splits a table and keeps the tally in step with it.
 
+    Args:
+        table: The trials.
+        tallied: Whether the tally is wanted.
+
     Attributes:
         tally: Of the bad group.
         good: Rows of the good group, oldest first.
@@ -37,9 +41,10 @@ class Groups:
         blocks: Numbers in the bad group.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, *, tallied: bool = True) -> None:
         self.tally = Tally(table.columns)
         self._table = table
+        self._tallied = tallied
         self._epoch = -1
         self._begin()
 
@@ -76,6 +81,10 @@ class Groups:
         self._reserve(n)
         wanted = table.kinds[:n] != OUT
         wanted[good] = False
+        if not self._tallied:
+            self.good, self.bad[:n], self._done = good, wanted, n
+            table.touched.clear()
+            return
         asked = {row for row in table.touched if row < done}
         asked |= {row for row in set(self.good.tolist()) ^ set(good.tolist()) if row < done}
         flips = sorted(row for row in asked if wanted[row] != self.bad[row])

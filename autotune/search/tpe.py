@@ -125,7 +125,7 @@ class Tpe:
     def _state(self, space: Space) -> _State:
         if self._known and (self._known[0].table.space is space or self._known[0].table.space == space):
             return self._known[0]
-        self._known[:] = [_State(space, self._memory)]
+        self._known[:] = [_State(space, self._memory, tallied=not self.multivariate)]
         return self._known[0]
 
     def _proposer(self, state: _State) -> Proposer | JointProposer | None:
@@ -138,7 +138,10 @@ class Tpe:
             return None
         state.groups.split(losses, GAMMAS[self.split] if self.gamma is None else self.gamma, self.split)
         if self.multivariate:
-            return JointProposer(table, state.groups, self.prior_weight, state.sites)
+            if state.joint is None or state.joint.epoch != table.epoch:
+                state.joint = JointProposer(table, self.prior_weight, state.sites)
+            state.joint.update(state.groups)
+            return state.joint
         known = state.good
         same = known is not None and known[0] == table.epoch and np.array_equal(known[1], state.groups.good)
         proposer = Proposer(
@@ -156,10 +159,11 @@ class Tpe:
 class _State:
     """What is kept for one space; a cache."""
 
-    def __init__(self, space: Space, memory: Memory) -> None:
+    def __init__(self, space: Space, memory: Memory, *, tallied: bool = True) -> None:
         self.table = Table(space, memory)
-        self.groups = Groups(self.table)
+        self.groups = Groups(self.table, tallied=tallied)
         self.sites = Sites(self.table.columns)
+        self.joint: JointProposer | None = None
         self.good: tuple[int, Ints, GoodDensity] | None = None  # epoch, rows and estimators of the good group
         # Whether decisions are read back as they were made: options with parameters in them might not be.
         self.plain = all(is_literal(o) for c in self.table.columns.choices.values() for o in c.options)

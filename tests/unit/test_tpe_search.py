@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,10 @@ import pytest
 from autotune.errors import SpaceError
 from autotune.search import History, Observation, make_search
 from autotune.search.base import Memory
+from autotune.search.columns import Array, Ints
 from autotune.search.joint import JointProposer
+from autotune.search.kernels import Kernels
+from autotune.search.parzen import forgetting
 from autotune.search.sites import Sites
 from autotune.search.table import Table
 from autotune.search.tpe import Tpe, _State
@@ -181,7 +186,8 @@ def test_a_joint_density_is_one() -> None:
     losses = state.table.model_losses("mean")
     assert losses is not None
     state.groups.split(losses, 0.25)
-    proposer = JointProposer(state.table, state.groups, 1.0, Sites(state.table.columns))
+    proposer = JointProposer(state.table, 1.0, Sites(state.table.columns))
+    proposer.update(state.groups)
     rows = [state.table.columns.row(space.encode(space.point(i))) for i in range(72)]
     places, options = np.array([r[0] for r in rows]), np.array([r[1][2:] for r in rows])
     for density in proposer._parts[0][2:]:
@@ -191,6 +197,69 @@ def test_a_joint_density_is_one() -> None:
             np.exp(density.log(places, options))[options[:, 0] == 1].sum(), abs=0.04  # type: ignore[attr-defined]
         )  # fmt: skip
         assert np.all((drawn >= -0.5) & (drawn < 0.5))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_kernels_that_follow_a_group_equal_new_ones(seed: int) -> None:
+    """Trials come, go and come back in the middle; what is kept is, to the last bit, what a new start computes."""
+    space = parse_space(
+        {
+            "a": {"float": [0, 1]}, "b": {"log_float": [1e-4, 1]}, "i": {"int": [1, 4]}, "w": {"log_int": [16, 1024]},
+            "n": {"normal": [0, 1]}, "c": {"choice": ["u", "v", "w"], "weights": [1, 3, 2]},
+        }
+    )  # fmt: skip
+    rng = np.random.default_rng(seed)
+    state = _State(space, Memory())
+    state.table.sync(told(space, 160))
+    kept = Kernels(state.table, [0, 1, 2, 3, 4], [0], 1.0, state.sites)
+    group: set[int] = set()
+    for _ in range(40):
+        asked = rng.integers(0, 160, rng.integers(1, 5)).tolist()
+        group = group ^ set(asked) if rng.random() < 0.5 else group | {max(group, default=-1) + 1}
+        rows = np.array(sorted(r for r in group if r < 160), dtype=np.int64)
+        kept.update(rows)
+        new = Kernels(state.table, [0, 1, 2, 3, 4], [0], 1.0, state.sites)
+        new.update(rows)
+        x, options = kept.draw(24, np.random.default_rng(1))
+        assert all(
+            np.array_equal(p, q) for p, q in zip((x, options), new.draw(24, np.random.default_rng(1)), strict=True)
+        )
+        assert np.array_equal(kept.log(x, options), new.log(x, options))
+        assert kept.log(x, options) == pytest.approx(plain_log(state, rows, x, options), abs=1e-6)
+
+
+def plain_log(state: _State, rows: Ints, x: Array, options: Ints) -> Array:
+    """Return the log density, without the constants of the normal law, a kernel and a parameter at a time."""
+    columns, table, n = state.table.columns, state.table, len(rows)
+    weights = np.append(forgetting(np.array([float(n)]), n)[0], 1.0)
+    total = np.zeros(len(x))
+    for k in range(n + 1):
+        part = np.ones(len(x))
+        for d in range(len(columns.numeric)):
+            places = np.sort(table.places[rows, d])
+            mean, sigma = 0.0, 1.0
+            if k < n:
+                mean = table.places[rows[k], d]
+                equal = np.flatnonzero(table.places[rows, d] == mean)
+                at = int(np.searchsorted(places, mean)) + int(np.searchsorted(equal, k))
+                gaps = [abs(mean - places[j]) for j in (at - 1, at + 1) if 0 <= j < n]
+                sigma = min(max([*gaps, 1.0 / min(100, n + 2)]), 1.0) if n > 1 else abs(mean) + 0.5
+            law = NormalDist(mean, sigma)
+            ends = [0.0 if math.isinf(end) and end < 0 else 1.0 if math.isinf(end) else law.cdf(end)
+                    for end in (columns.low[d], columns.high[d])]  # fmt: skip
+            if d in columns.smooth:
+                part *= [law.pdf(v) * math.sqrt(2 * math.pi) for v in x[:, d]]
+            else:
+                low, high = columns.round_one(x[:, d], d)
+                part *= [law.cdf(b) - law.cdf(a) for a, b in zip(low, high, strict=True)]
+            part /= ends[1] - ends[0]
+        prior = np.array([1, 3, 2]) / 6
+        share = prior
+        if k < n:
+            share = prior * 3 / (n + 1)
+            share[table.spots[rows[k], len(columns.sites)]] += 1
+        total += weights[k] * part * (share / share.sum())[options[:, 0]]
+    return np.asarray(np.log(total / weights.sum()))
 
 
 def test_proposing_needs_neither_hyperopt_nor_scipy() -> None:
