@@ -23,6 +23,7 @@ from workers.workloads.cells.sources import Source
 from workers.workloads.cells.spec import DataSpec
 
 _CHUNK = 1 << 22  # entries hashed at a time, 32 MB
+_MOST_LEVELS = 20
 _BEINGS = ("donor", "patient", "individual", "subject", "participant", "mouse", "animal", "sample")
 
 Seen = Callable[[int, Mapping[str, npt.NDArray[np.str_]]], npt.NDArray[np.bool_]]
@@ -42,6 +43,8 @@ class Cells:
         obs_columns: Names of all columns of ``obs``.
         people: Columns of ``obs`` named like donors, samples and so on, donors first: column -> number of the group,
             -1 where there is none, shape ``(n_cells,)``.
+        conditions: Other columns of ``obs`` with 2 to 20 different values, if they were asked for: column -> text
+            values, empty where there is none, shape ``(n_cells,)``.
         filled: False for cells without any count in the chosen genes, shape ``(n_cells,)``.
         n_genes_total: Number of genes in the file.
         sha256: Content hash of the file or folder.
@@ -54,18 +57,22 @@ class Cells:
     obs: dict[str, npt.NDArray[np.str_]]
     obs_columns: tuple[str, ...]
     people: dict[str, npt.NDArray[np.int32]]
+    conditions: dict[str, npt.NDArray[np.str_]]
     filled: npt.NDArray[np.bool_]
     n_genes_total: int
     sha256: str
     simulated: bool
 
 
-def load_cells(spec: DataSpec, *, columns: Iterable[str | None] = (), seen: Seen | None = None) -> Cells:
+def load_cells(
+    spec: DataSpec, *, columns: Iterable[str | None] = (), conditions: bool = False, seen: Seen | None = None
+) -> Cells:
     """Read, check and select.
 
     Args:
         spec: The checked ``data`` section.
         columns: Columns of ``obs`` that are needed beside ``labels`` and ``batch``; None entries are skipped.
+        conditions: Whether `Cells.conditions` is wanted.
         seen: Says from which cells the genes are chosen; None: from all.
 
     Raises:
@@ -91,6 +98,7 @@ def load_cells(spec: DataSpec, *, columns: Iterable[str | None] = (), seen: Seen
         obs=obs,
         obs_columns=source.columns,
         people=_people(source),
+        conditions=_conditions(source) if conditions else {},
         filled=np.diff(kept.matrix.indptr) > 0,
         n_genes_total=kept.n_genes_total,
         sha256=digest,
@@ -162,3 +170,16 @@ def _people(source: Source) -> dict[str, npt.NDArray[np.int32]]:
     """Return `Cells.people`."""
     found = people_columns(source.columns)
     return {name: source.column(name).factorize()[0].astype(np.int32) for name in found}
+
+
+def _conditions(source: Source) -> dict[str, npt.NDArray[np.str_]]:
+    """Return `Cells.conditions`."""
+    found = {}
+    for name in source.columns:
+        if name in people_columns(source.columns):
+            continue
+        values = source.column(name)
+        if values.dtype.kind not in "fc" and 2 <= values.nunique() <= _MOST_LEVELS:
+            texts = values.astype(object).where(values.notna(), "")
+            found[name] = np.asarray(texts.astype(str), dtype=str)
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -48,7 +48,8 @@ def prepare_cells(data: Mapping[str, Any], split: Mapping[str, Any], *, sealed: 
         DataError: On a file that is not what the sections say.
     """
     spec, how = data_spec(data), split_spec(split)
-    cells = load_cells(spec, columns=[how.by], seen=partial(_not_tested, how) if how.test else None)
+    seen = partial(_not_tested, how) if how.test else None
+    cells = load_cells(spec, columns=[how.by], conditions=how.by is not None, seen=seen)
     found = _divide(cells, how)
     return PreparedCells(spec=spec, cells=cells, split=found.sealed() if sealed else found)
 
@@ -165,6 +166,7 @@ def _warnings(prepared: PreparedCells, split: CellSplit, how: SplitSpec) -> list
     divided = _divided(cells, split)
     if divided:
         said.append(_about_divided(cells, divided, how))
+    said.extend(_about_unseen(cells, split, known={split.by, spec.batch}))
     if spec.batch is not None:
         said.extend(_about_batches(spec.batch, cells.obs[spec.batch], split))
     return said
@@ -192,6 +194,23 @@ def _about_batches(column: str, batches: npt.NDArray[np.str_], split: CellSplit)
     return [f"{len(unseen)} values of batch {column} are only held out: their weights are not trained"] * bool(
         len(unseen)
     )
+
+
+def _about_unseen(cells: Cells, split: CellSplit, *, known: Collection[str | None]) -> list[str]:
+    """Return sentences about what held-out groups have in ``obs`` and no training cell, except in known columns."""
+    said = []
+    for column, values in cells.conditions.items():
+        if column in known:
+            continue
+        held_out = values[np.concatenate([split.validation, split.test])]
+        unseen = np.setdiff1d(held_out, [*np.unique(values[split.train]), ""])
+        if len(unseen):
+            share = np.isin(held_out, unseen).mean()
+            said.append(
+                f"no training cell has {column} {', '.join(unseen)}, but {share:.0%} of the held-out cells: scores are"
+                f" of transfer to that; another split.seed may divide the groups of {split.by} differently"
+            )
+    return said
 
 
 def _about_divided(cells: Cells, divided: Sequence[str], how: SplitSpec) -> str:
