@@ -21,6 +21,7 @@ import multiprocessing
 import os
 import random
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -354,6 +355,7 @@ def main(workers: int, seconds: float, idlers: int, save: bool) -> None:
     """Measure, print, write results/scale.json."""
     from autotune.store import embedded
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends too
     figures: dict[str, Any] = {}
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     for name, measure, count, span_s in (("idle", idle, idlers, 30.0), ("busy", busy, workers, seconds)):

@@ -8,7 +8,7 @@ import numpy as np
 
 from autotune.search.blocks import Blocks
 from autotune.search.columns import Array, Ints
-from autotune.search.table import OUT, Table
+from autotune.search.table import OUT, TOLD, WORST, Table
 from autotune.search.tally import Bools, Tally
 
 MOST_GOOD = 25
@@ -19,7 +19,7 @@ def good_count(model: int, gamma: float, split: str = "sqrt") -> int:
     """Return how many of ``model`` trials are good.
 
     Args:
-        model: Number of trials in the model.
+        model: Number of trials in the model that have ended.
         gamma: Factor.
         split: ``sqrt``: ``min(ceil(gamma * sqrt(model)), 25)``, as in hyperopt; ``linear``:
             ``min(ceil(gamma * model), 25)``, as in Optuna.
@@ -60,6 +60,9 @@ class Groups:
     def split(self, losses: Array, gamma: float, split: str = "sqrt") -> None:
         """Split anew by what the model is told; ties go to the older trial.
 
+        How many are good depends on the trials that have ended: with those that wait counted too, many slots would
+        dilute the good group with mediocre trials (decision 019).
+
         Args:
             losses: As `Table.model_losses` gives them.
             gamma: Factor in `good_count`.
@@ -68,7 +71,8 @@ class Groups:
         if self._epoch != self._table.epoch:
             self._begin()
         n = len(losses)
-        count = good_count(int(np.count_nonzero(self._table.kinds[:n] != OUT)), gamma, split)
+        kinds = self._table.kinds[:n]
+        count = good_count(int(np.count_nonzero((kinds == TOLD) | (kinds == WORST))), gamma, split)
         rows = np.flatnonzero(losses <= self._limit)
         if len(rows) < count:
             rows = np.flatnonzero(losses <= np.partition(losses, count - 1)[count - 1])

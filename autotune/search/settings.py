@@ -25,7 +25,7 @@ _TPE: dict[str, Any] = {
     "prior_weight": 1.0,
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "tpe": _TPE | {"split": "sqrt", "liar": "mean", "multivariate": False, "avoid_failures": True},
+    "tpe": _TPE | {"split": "sqrt", "liar": "mean", "multivariate": False, "independent": 0.0, "avoid_failures": True},
     "hyperopt_tpe": _TPE,
     "random": {"seed": 0, "avoid_failures": False},
     "grid": {"seed": 0},
@@ -106,6 +106,10 @@ def _checked(key: str, value: Any) -> int | float | str:
                 f"search setting {key}: {value!r} is not a whole number from {_SMALLEST[key]} on; correct it"
             )
         return int(value)
+    if key == "independent":
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise CampaignError(f"search setting {key}: {value!r} is not a share from 0 to 1; correct it")
+        return float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
         raise CampaignError(f"search setting {key}: {value!r} is not a positive number; correct it")
     return float(value)

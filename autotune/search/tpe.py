@@ -35,6 +35,7 @@ GAMMAS = {"sqrt": 0.25, "linear": 0.1}
 """Default of gamma by the kind of split: hyperopt's and Optuna's."""
 _ATTEMPTS = 4  # proposals, each with own random numbers, before a duplicate is replaced by a random draw
 _PURPOSE = 16  # of random numbers; attempt k has the number 16 + k
+_KIND = 24  # of the random number that decides whether a proposal is a joint one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class Tpe:
         prior_weight: Weight of the prior relative to one trial.
         liar: ``mean``, ``worst`` or ``best`` of the finite losses, for pending trials.
         multivariate: Whether parameters are modelled together (see `joint`), not each on its own.
+        independent: With ``multivariate``, the share of proposals that model each parameter on its own all the same:
+            they combine good values of different trials; 0 to 1.
         avoid_failures: Whether proposals keep away from where trials failed for a cause that lies in the
             configuration (see `avoidance`). Without such failures it changes nothing.
     """
@@ -68,6 +71,7 @@ class Tpe:
     prior_weight: float = 1.0
     liar: str = "mean"
     multivariate: bool = False
+    independent: float = 0.0
     avoid_failures: bool = True
     _memory: Memory = field(default_factory=Memory, repr=False, compare=False)
     _avoidance: Avoidance = field(default_factory=Avoidance, repr=False, compare=False)
@@ -87,7 +91,7 @@ class Tpe:
         if exhausted(space, table.seen):
             return None
         gate = self._avoidance.gate_of(table, number, self.seed) if self.avoid_failures else None
-        proposer = None if gate is not None and gate.draw else self._proposer(state)
+        proposer = None if gate is not None and gate.draw else self._proposer(state, number)
         if proposer is not None:
             for attempt in range(1, _ATTEMPTS + 1):
                 rng = generator(self.seed, number, _PURPOSE + attempt)
@@ -125,11 +129,11 @@ class Tpe:
     def _state(self, space: Space) -> _State:
         if self._known and (self._known[0].table.space is space or self._known[0].table.space == space):
             return self._known[0]
-        self._known[:] = [_State(space, self._memory, tallied=not self.multivariate)]
+        self._known[:] = [_State(space, self._memory, tallied=not self.multivariate or self.independent > 0)]
         return self._known[0]
 
-    def _proposer(self, state: _State) -> Proposer | JointProposer | None:
-        """Return a proposer for the trials as they are; None while there is no model."""
+    def _proposer(self, state: _State, number: int) -> Proposer | JointProposer | None:
+        """Return the proposer of a trial from the trials as they are; None while there is no model."""
         table = state.table
         if int(np.count_nonzero(table.kinds[: len(table)] != OUT)) < self.startup:
             return None
@@ -137,7 +141,7 @@ class Tpe:
         if losses is None:
             return None
         state.groups.split(losses, GAMMAS[self.split] if self.gamma is None else self.gamma, self.split)
-        if self.multivariate:
+        if self.multivariate and generator(self.seed, number, _KIND).random() >= self.independent:
             if state.joint is None or state.joint.epoch != table.epoch:
                 state.joint = JointProposer(table, self.prior_weight, state.sites)
             state.joint.update(state.groups)

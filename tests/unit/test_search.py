@@ -270,7 +270,7 @@ def test_observations_are_checked() -> None:
 
 def test_settings_are_filled_in() -> None:
     full = {"algorithm": "tpe", "seed": 0, "startup": 20, "gamma": 0.25, "candidates": 24, "prior_weight": 1.0}
-    more = {"split": "sqrt", "liar": "mean", "multivariate": False, "avoid_failures": True}
+    more = {"split": "sqrt", "liar": "mean", "multivariate": False, "independent": 0.0, "avoid_failures": True}
     assert search_settings({}) == full | more
     assert search_settings({"algorithm": "hyperopt_tpe", "gamma": 1}) == full | {
         "algorithm": "hyperopt_tpe",
@@ -296,6 +296,8 @@ def test_settings_are_filled_in() -> None:
         ({"gamma": 0}, "search setting gamma: 0 is not a positive number"),
         ({"gamma": math.nan}, "search setting gamma: nan is not a positive number"),
         ({"prior_weight": "1"}, "search setting prior_weight: '1' is not a positive number"),
+        ({"independent": 1.5}, "search setting independent: 1.5 is not a share from 0 to 1"),
+        ({"independent": True}, "search setting independent: True is not a share from 0 to 1"),
         ({"liar": "median"}, "search setting liar: 'median' is none of mean, worst, best"),
         ({"liar": 1}, "search setting liar: 1 is none of mean, worst, best"),
         ([], "search settings are a mapping"),

@@ -36,7 +36,9 @@ MIXED = parse_space(
     }
 )
 PLANE = parse_space({"x": {"float": [-5, 5]}, "y": {"float": [-5, 5]}})
-KINDS = [{}, {"multivariate": True}, {"split": "linear"}, {"liar": "worst"}]
+KINDS: list[dict[str, Any]] = [
+    {}, {"multivariate": True}, {"multivariate": True, "independent": 0.5}, {"split": "linear"}, {"liar": "worst"},
+]  # fmt: skip
 
 
 def told(space: Space, count: int, seed: int = 0, pending: int = 0) -> list[Observation]:
@@ -174,6 +176,33 @@ def test_joint_densities_see_how_parameters_go_together() -> None:
 
     assert correlation(True) > 0.6
     assert abs(correlation(False)) < 0.4
+
+
+def test_the_share_of_independent_proposals() -> None:
+    history = told(MIXED, 60)
+
+    def proposals(**settings: Any) -> list[dict[str, Any] | None]:
+        search = Tpe(**settings)
+        return [search.propose(MIXED, history, number) for number in range(60, 160)]
+
+    alone, joint = proposals(), proposals(multivariate=True)
+    assert proposals(multivariate=True, independent=1.0) == alone
+    assert proposals(independent=0.5) == alone
+    mixed = proposals(multivariate=True, independent=0.3)
+    assert all(m in (a, j) for m, a, j in zip(mixed, alone, joint, strict=True))
+    assert 15 <= sum(m == a for m, a in zip(mixed, alone, strict=True)) <= 45
+
+
+@pytest.mark.parametrize("split", ["sqrt", "linear"])
+def test_waiting_trials_do_not_enlarge_the_good_group(split: str) -> None:
+    state = _State(PLANE, Memory())
+    for pending in (0, 16, 60):
+        state.table.sync(told(PLANE, 40 + pending, pending=pending))
+        losses = state.table.model_losses("mean")
+        assert losses is not None
+        state.groups.split(losses, {"sqrt": 0.5, "linear": 0.1}[split], split)
+        assert len(state.groups.good) == 4
+        assert int(state.groups.bad[: 40 + pending].sum()) == 36 + pending
 
 
 def test_a_joint_density_is_one() -> None:
