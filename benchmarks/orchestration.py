@@ -37,7 +37,7 @@ def ours(trials: int, folder: Path, slots: int, isolation: str = "process") -> d
     from autotune.store import embedded
 
     os.environ["AUTOTUNE_HOME"] = str(folder)
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     try:
         started_s = time.monotonic()
         result = autotune.launch(

@@ -198,8 +198,8 @@ class Smac:
 
 SEARCHES: dict[str, Any] = {
     "tpe": lambda task, seed: Ours(task, seed, algorithm="tpe"),
-    "tpe, multivariate": lambda task, seed: Ours(
-        task, seed, algorithm="tpe", multivariate=True, split="linear", startup=10
+    "tpe, hyperopt's algorithm": lambda task, seed: Ours(
+        task, seed, algorithm="tpe", multivariate=False, split="sqrt", startup=20
     ),
     "random": lambda task, seed: Ours(task, seed, algorithm="random"),
     "hyperopt": Hyperopt,
@@ -315,12 +315,13 @@ def available(names: list[str]) -> list[str]:
 @click.option("--processes", default=2, show_default=True)
 @click.option("--only", multiple=True, help="Searches; all if not given.")
 @click.option("--families", default="function,table,bbob-mixint", show_default=True)
+@click.option("--slots", "counts", multiple=True, type=int, default=SLOTS, show_default=True)
 @click.option("--every", default=1, show_default=True, help="Take each so manieth task of a family.")
 @click.option("--against", default="tpe", show_default=True)
 @click.option("--name", default="search_quality", show_default=True, help="Of the file in results/; empty: none.")
 def main(
-    seeds: int, first_seed: int, processes: int, only: tuple[str, ...], families: str, every: int, against: str,
-    name: str,
+    seeds: int, first_seed: int, processes: int, only: tuple[str, ...], families: str, counts: tuple[int, ...],
+    every: int, against: str, name: str,
 ) -> None:  # fmt: skip
     """Run, print tables, write results/NAME.json."""
     for library in ("OMP", "OPENBLAS", "MKL"):
@@ -329,16 +330,16 @@ def main(
     tasks = [t for f in families.split(",") for t in [t for t in all_tasks().values() if t.family == f][::every]]
     jobs = [
         (t.name, search, slots, seed)
-        for t in tasks for slots in SLOTS for search in searches for seed in range(first_seed, first_seed + seeds)
+        for t in tasks for slots in counts for search in searches for seed in range(first_seed, first_seed + seeds)
     ]  # fmt: skip
-    found = {(t.name, s): np.full((len(searches), seeds, len(AFTER)), math.nan) for t in tasks for s in SLOTS}
+    found = {(t.name, s): np.full((len(searches), seeds, len(AFTER)), math.nan) for t in tasks for s in counts}
     taken_s = dict.fromkeys(searches, 0.0)
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for task, search, slots, seed, best, cpu_s in pool.imap_unordered(run, jobs, chunksize=4):
             found[task, slots][searches.index(search), seed - first_seed] = best
             taken_s[search] += cpu_s
-    figures = [row for slots in SLOTS for row in summary(found, searches, slots, against)]
-    for slots in SLOTS:
+    figures = [row for slots in counts for row in summary(found, searches, slots, against)]
+    for slots in counts:
         rows = [
             [search, *(f"{r['mean_rank']:.2f} ({r['interval'][0]:.2f} .. {r['interval'][1]:.2f}); {r['regret']:.3f}"
                        for r in figures if r["slots"] == slots and r["search"] == search)]

@@ -29,8 +29,9 @@ RUNGS = (3, 9, 27, 81)
 BRACKETS = ((0, 27), (1, 12), (2, 6), (3, 4))
 LEAST = 8
 ALGORITHMS: dict[str, dict[str, Any]] = {
-    "tpe": {"algorithm": "tpe", "startup": 10},
-    "tpe, multivariate, linear": {"algorithm": "tpe", "startup": 10, "multivariate": True, "split": "linear"},
+    "tpe": {"algorithm": "tpe"},
+    "tpe, joint kernels only": {"algorithm": "tpe", "independent": 0},
+    "tpe, hyperopt's algorithm": {"algorithm": "tpe", "multivariate": False, "split": "sqrt", "startup": 10},
     "random": {"algorithm": "random"},
 }
 RATES = {

@@ -169,13 +169,13 @@ def optuna_tpe(multivariate: bool, space: Space, observations: list[Observation]
 
 SYSTEMS: dict[str, Callable[[Space, list[Observation]], Ask]] = {
     "tpe": lambda space, seen: ours("tpe", space, seen),
-    "tpe, multivariate": lambda space, seen: ours("tpe", space, seen, multivariate=True, split="linear"),
+    "tpe, hyperopt's algorithm": lambda space, seen: ours("tpe", space, seen, multivariate=False, split="sqrt"),
     "random": lambda space, seen: ours("random", space, seen),
     "hyperopt": hyperopt_tpe,
     "Optuna, univariate": lambda space, seen: optuna_tpe(False, space, seen),
     "Optuna, multivariate": lambda space, seen: optuna_tpe(True, space, seen),
 }
-OURS = ("tpe", "tpe, multivariate", "random")
+OURS = ("tpe", "tpe, hyperopt's algorithm", "random")
 
 
 def timed(ask: Ask, first: int, rounds: int, rng: np.random.Generator) -> Times:

@@ -17,7 +17,7 @@ from autotune.search.tpe import GAMMAS, LIARS, Tpe
 GROUP = "autotune.search"
 """Entry point group of further algorithms: each a callable that takes the settings and gives a `Search`."""
 
-_TPE: dict[str, Any] = {
+_HYPEROPT: dict[str, Any] = {
     "seed": 0,
     "startup": 20,
     "gamma": 0.25,
@@ -25,8 +25,19 @@ _TPE: dict[str, Any] = {
     "prior_weight": 1.0,
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "tpe": _TPE | {"split": "sqrt", "liar": "mean", "multivariate": False, "independent": 0.0, "avoid_failures": True},
-    "hyperopt_tpe": _TPE,
+    "tpe": {
+        "seed": 0,
+        "startup": 10,
+        "gamma": GAMMAS["linear"],
+        "candidates": 24,
+        "prior_weight": 1.0,
+        "split": "linear",
+        "liar": "mean",
+        "multivariate": True,
+        "independent": 0.3,
+        "avoid_failures": True,
+    },
+    "hyperopt_tpe": _HYPEROPT,
     "random": {"seed": 0, "avoid_failures": False},
     "grid": {"seed": 0},
 }
@@ -39,9 +50,11 @@ def search_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         settings: ``algorithm`` (``tpe`` by default, ``hyperopt_tpe``, ``random``, ``grid``, or the name of an
-            entry point of group ``autotune.search``), ``seed`` (0); for tpe also ``startup`` (20),
-            ``gamma`` (0.25), ``candidates`` (24) and ``prior_weight`` (1.0); for
-            tpe and random ``avoid_failures`` (true, false). The settings of an entry point are passed on as they
+            entry point of group ``autotune.search``), ``seed`` (0); for tpe also ``startup`` (10), ``gamma`` (0.1, or
+            0.25 with ``split: sqrt``), ``candidates`` (24), ``prior_weight`` (1.0), ``split`` (linear), ``liar``
+            (mean), ``multivariate`` (true) and ``independent`` (0.3); for hyperopt_tpe ``startup`` (20), ``gamma``
+            (0.25), ``candidates`` (24) and ``prior_weight`` (1.0); for tpe and random ``avoid_failures`` (true,
+            false). The settings of an entry point are passed on as they
             are, with the seed filled in.
 
     Raises:

@@ -1,11 +1,14 @@
-"""The tree-structured Parzen estimator: hyperopt's algorithm, at a cost that hardly grows with the history.
+"""The tree-structured Parzen estimator, at a cost that hardly grows with the history.
 
-Bergstra et al., "Algorithms for Hyper-Parameter Optimization" (NIPS 2011), as hyperopt 0.3.0 has it: each parameter is
-modelled on its own by two densities, of the best ``ceil(gamma * sqrt(n))`` (at most 25) of n trials and of the rest,
-and takes the best of some candidates from the first by their ratio. Given the same history it draws from the same
-distribution as ``hyperopt.tpe.suggest`` (tests compare them); `hyperopt_tpe` asks hyperopt itself.
+Bergstra et al., "Algorithms for Hyper-Parameter Optimization" (NIPS 2011). Trials are split by loss into a good and a
+bad group, candidates are drawn from the density of the good one, and the one with the largest ratio of the two is
+proposed. Parameters are modelled together (`joint`), each on its own (`candidates`), or now this way, now that. With
+the defaults of `Tpe` it is hyperopt's algorithm: given the same history it draws from the same distribution as
+``hyperopt.tpe.suggest`` of hyperopt 0.3.0 (tests compare them); `hyperopt_tpe` asks hyperopt itself. The defaults of
+campaigns are in `settings`.
 
-Whatever is kept between proposals (`table`, `groups`, `tally`) follows from the history alone, to the last bit.
+Whatever is kept between proposals (`table`, `groups`, `tally`, `kernels`) follows from the history alone, to the last
+bit.
 """
 
 from __future__ import annotations
