@@ -201,12 +201,12 @@ SYSTEMS: dict[str, Callable[[int, Path, int], dict[str, float]]] = {
     "hyperopt MongoTrials, a process for each trial": partial(mongo_trials, ()),
     "hyperopt MongoTrials, in the worker's process": partial(mongo_trials, ("--no-subprocesses",)),
 }
-SLOW = frozenset(name for name in SYSTEMS if name.startswith(("Ray", "hyperopt")))
+SLOW = frozenset(name for name in SYSTEMS if name.startswith(("Ray", "hyperopt", "Optuna, gRPC")))
 
 
 @click.command()
 @click.option("--trials", default=1000, show_default=True)
-@click.option("--slow-trials", default=100, show_default=True, help="Trials of systems that take a second for each.")
+@click.option("--slow-trials", default=100, show_default=True, help="Trials of systems that take long for each.")
 @click.option("--repeats", default=3, show_default=True, help="Runs of each system; the slow ones run once.")
 @click.option("--slots", "counts", multiple=True, type=int, default=(2, 16), show_default=True)
 @click.option("--only", multiple=True, help="Part of a name; default: all systems.")
