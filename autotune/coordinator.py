@@ -32,7 +32,7 @@ from autotune.planning import (
 )
 from autotune.retention import Retention
 from autotune.schedule import Promote, Propose, Schedule, Verdict, make_schedule, schedule_of
-from autotune.search import History, Observation, Search, make_search, warm_up
+from autotune.search import History, Observation, Search, make_search, stored_settings, warm_up
 from autotune.space import Space, parse_space
 from autotune.store.base import CampaignRecord
 from autotune.trial import ACTIVE_STATES, CampaignState, Trial, TrialState
@@ -248,7 +248,7 @@ class Coordinator:
                     _log.info("stopped", extra={"action": "stop", "campaign": self._name, "number": number})
 
     def _propose(self, record: CampaignRecord, space: Space, trials: list[Trial], wanted: list[Propose]) -> None:
-        search = self._search = self._search or make_search(record.spec["search"])
+        search = self._search = self._search or make_search(stored_settings(record.spec["search"]))
         if self._schedule is not None and self._schedule.resources[:-1]:
             least = max(_LEAST_AT_RUNG, len(space.leaves()) + 2)
             history = History(rung_observations(trials, schedule_mode(record), least))

@@ -179,9 +179,13 @@ def mongo_trials(flags: tuple[str, ...], trials: int, folder: Path, slots: int) 
     os.environ["AUTOTUNE_HOME"] = str(folder)
     try:
         place = embedded.start().removeprefix("mongodb://").partition("/")[0]
-        script = str(Path(__file__).with_name("orchestration_mongotrials.py"))
+        script = str(Path(__file__).resolve().with_name("orchestration_mongotrials.py"))
         done = subprocess.run(
-            [python, script, place, str(trials), str(slots), *flags], capture_output=True, text=True, check=False
+            [python, script, place, str(trials), str(slots), *flags],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
         )
     finally:
         embedded.stop()

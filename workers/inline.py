@@ -7,6 +7,7 @@ other slots. Everything else is as in `workers.runner`: lease, reports, journal,
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from autotune.errors import ObjectiveError
+from autotune.sources import source_hash
 from autotune.trial import Cause, Failure, Report
 from workers import objectives, outcome, reporting
 from workers.checkpoints.uploads import Uploads
@@ -32,7 +34,7 @@ class Loaded:
 
     def __init__(self) -> None:
         self._kept: dict[Key, objectives.Objective] = {}
-        self._sources: dict[str, str] = {}
+        self._sources: dict[str, str | None] = {}
         self._lock = threading.Lock()
 
     def of(self, key: Key, spec: Mapping[str, Any]) -> objectives.Objective:
@@ -40,15 +42,19 @@ class Loaded:
 
         Raises:
             ObjectiveError: If the code cannot be imported.
-            StaleModuleError: If another version of its module is in this process.
+            StaleModuleError: If another version of its module is in this process than on its disk.
         """
-        module, source = spec["objective"].partition(":")[0], key[2]
+        module = spec["objective"].partition(":")[0]
         with self._lock:
             if key not in self._kept:
+                source = source_hash(spec["objective"])
                 if self._sources.get(module, source) != source:
                     raise StaleModuleError(f"this worker has loaded another version of '{module}'; restart it")
-                self._kept[key] = objectives.load_fresh(spec)
-                self._sources[module] = source
+                try:
+                    self._kept[key] = objectives.load_fresh(spec)
+                finally:
+                    if module in sys.modules:  # it stays there even where something else could not be loaded
+                        self._sources[module] = source
             return self._kept[key]
 
 
@@ -89,6 +95,7 @@ class InlineRunner:
     def _ended(self) -> Ended:
         """Run the objective; return how that ended."""
         claimed, metric, loading = self._claimed, self._claimed.metric, True
+        timing: dict[str, float] = {}
         try:
             objective = self._load()
             loading = False
@@ -106,7 +113,7 @@ class InlineRunner:
             failure = Failure(cause=Cause.LOST, message=self.refusal)
         except BaseException as error:  # noqa: BLE001 - whatever an objective raises is that trial's end, not the slot's
             failure, self.refusal = claimed.judged(outcome.as_failure(error), loading=loading)
-        return Ended(failure=failure, timing={})
+        return Ended(failure=failure, timing=timing)
 
     def _report(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take a report; it is written soon.

@@ -22,7 +22,7 @@ _LINGER_S = 1.0
 _BACKOFF_S = 1.0
 _MOST_STREAMS = 16
 _POLL_OFTEN_S, _POLL_SELDOM_S = 0.05, 1.0
-_MOST_POLLS = 150
+_MOST_LOOKS = 150  # of all workers, a second
 _IDLE_S = 2.0
 _QUIET_S = 20.0
 
@@ -32,7 +32,9 @@ class Lookout:
 
     A change stream looks at all that is written into the store, for each worker anew, and every worker writes that it
     lives: what streams cost grows with the square of the number of workers. So a worker listens only while a slot waits
-    and at most 16 workers live; of more workers each asks now and then, all together at most 150 times a second.
+    and at most 16 workers live; of more workers each asks now and then. Each of its slots that waits looks for work
+    then, so it asks the less often the more slots it has: all slots of all workers, if they are alike, look at most 150
+    times a second.
 
     Args:
         store: An open store.
@@ -47,6 +49,7 @@ class Lookout:
 
     def __init__(self, store: MongoStore, worker: str, slots: int, leases: LeaseKeeper, stop: StopRequest) -> None:
         self.hears = False
+        self._asks = False
         self._store, self._worker, self._slots = store, worker, slots
         self._leases, self._stop = leases, stop
         self._work = threading.Condition()
@@ -82,8 +85,8 @@ class Lookout:
             calls: What `calls` was before the slot looked in vain.
             blocked: Whether what it waits for is not in the store, so that nothing is heard of it.
         """
-        heard = self.hears and not blocked
-        timeout_s = random.uniform(0.5, 1.0) * _QUIET_S if heard else _IDLE_S
+        called = (self.hears or self._asks) and not blocked
+        timeout_s = random.uniform(0.5, 1.0) * _QUIET_S if called else _IDLE_S
         with self._work:
             self._waiting += 1
             self._work.notify_all()
@@ -98,7 +101,7 @@ class Lookout:
                 continue
             try:
                 if (others := self._store.workers.count_live()) > _MOST_STREAMS:
-                    self._ask(max(_POLL_SELDOM_S, others * _POLL_SELDOM_S / _MOST_POLLS))
+                    self._ask(max(_POLL_SELDOM_S, others * self._slots / _MOST_LOOKS))
                 else:
                     self._listen()
                 continue
@@ -107,7 +110,7 @@ class Lookout:
             except Exception:  # noqa: BLE001 - the slots also look by themselves, but seldom
                 _log.exception("unexpected", extra={"action": "watch-error"})
             finally:
-                self.hears = False
+                self.hears = self._asks = False
             self.call()
             self._stop.wait(_BACKOFF_S)
 
@@ -126,6 +129,7 @@ class Lookout:
 
     def _ask(self, most_s: float) -> None:
         """Call the slots now and then while one waits, less and less often, `most_s` seconds apart at the most."""
+        self._asks = True
         waited_s, pause_s = time.monotonic(), _POLL_OFTEN_S
         while not self._stop.is_set() and time.monotonic() - waited_s < _LINGER_S + most_s:
             self._stop.wait(random.uniform(0.5, 1.5) * pause_s)

@@ -8,7 +8,7 @@ import numpy as np
 
 from autotune.search.blocks import Blocks
 from autotune.search.columns import Array, Ints
-from autotune.search.table import OUT, TOLD, WORST, Table
+from autotune.search.table import OUT, WAITING, Table
 from autotune.search.tally import Bools, Tally
 
 MOST_GOOD = 25
@@ -60,8 +60,9 @@ class Groups:
     def split(self, losses: Array, gamma: float, split: str = "sqrt") -> None:
         """Split anew by what the model is told; ties go to the older trial.
 
-        How many are good depends on the trials that have ended: with those that wait counted too, many slots would
-        dilute the good group with mediocre trials (decision 019).
+        With ``linear`` only trials that have ended are good, and how many depends on how many have ended: with those
+        that wait counted too, many slots would dilute the good group with mediocre trials (decision 019). With ``sqrt``
+        they count, as in hyperopt.
 
         Args:
             losses: As `Table.model_losses` gives them.
@@ -72,7 +73,9 @@ class Groups:
             self._begin()
         n = len(losses)
         kinds = self._table.kinds[:n]
-        count = good_count(int(np.count_nonzero((kinds == TOLD) | (kinds == WORST))), gamma, split)
+        if split == "linear":
+            losses = np.where(kinds == WAITING, np.nan, losses)
+        count = good_count(int(np.count_nonzero(~np.isnan(losses))), gamma, split)
         rows = np.flatnonzero(losses <= self._limit)
         if len(rows) < count:
             rows = np.flatnonzero(losses <= np.partition(losses, count - 1)[count - 1])

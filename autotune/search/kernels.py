@@ -21,8 +21,9 @@ class Kernels:
     """Density of one group of trials over some parameters; the last kernel is the prior's.
 
     Each trial is a product of one kernel per parameter. Of a numeric one that is a truncated normal distribution at the
-    trial's place, as wide as the larger distance to its neighbours among the trials, not below 1 / min(100, n + 2) of
-    the range; of a choice it is 1 for the trial's own option and one prior weight shared out over all kernels.
+    trial's place, as wide as the larger distance to its neighbours among the trials (of a single one: to the farther
+    end of the range), not below 1 / min(100, n + 2) of the range nor above all of it; of a choice it is 1 for the
+    trial's own option and one prior weight shared out over all kernels.
 
     What it holds after `update` follows from the rows alone, to the last bit.
 
@@ -112,7 +113,7 @@ class Kernels:
         """Return the widths of the trials' kernels, (n_numeric, n)."""
         places, n = self._means[:, :-1], self._means.shape[1] - 1
         if n < 2:
-            return np.abs(places) + 0.5  # the distance to the farther end of the range
+            return np.minimum(np.abs(places) + 0.5, 1.0)  # the distance to the farther end of a range
         gaps = np.zeros((len(places), n + 1))
         gaps[:, 1:-1] = np.diff(np.take_along_axis(places, self._order, axis=1), axis=1)
         found = np.empty_like(places)

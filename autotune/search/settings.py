@@ -79,6 +79,13 @@ def search_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"algorithm": algorithm} | checked
 
 
+def stored_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of a stored campaign; what its release did not have yet is off."""
+    if settings.get("algorithm", "tpe") != "tpe":
+        return settings
+    return {"split": "sqrt", "multivariate": False, "independent": 0.0, **settings}
+
+
 def make_search(settings: Mapping[str, Any]) -> Search:
     """Return the search algorithm of the settings.
 

@@ -34,7 +34,7 @@ def test_defaults() -> None:
     assert campaign.schedule == {"algorithm": "none"}
     record = resolve(campaign)
     assert record.spec["search"]["algorithm"] == "tpe"
-    assert record.spec["search"]["startup"] == 20
+    assert record.spec["search"]["startup"] == 10
     assert record.max_trials == 3
     json.dumps(record.spec, allow_nan=False)
 
@@ -220,7 +220,7 @@ def test_the_definition_is_what_counts() -> None:
         return resolve(parse_campaign({**BASE, **changes})).spec_hash
 
     assert hash_of() == hash_of(description="other words")
-    assert hash_of() == hash_of(search={"algorithm": "tpe", "seed": 0, "startup": 20})
+    assert hash_of() == hash_of(search={"algorithm": "tpe", "seed": 0, "startup": 10})
     different = [hash_of(), hash_of(budget={"max_trials": 4}), hash_of(search={"seed": 1}), hash_of(fixed={"a": 1})]
     assert len(set(different)) == 4
     here, there = ({"data": {"path": p, "sha256": "ab"}} for p in ("/a/x", "/b/x"))

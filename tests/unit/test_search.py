@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from autotune.errors import CampaignError, SpaceError
-from autotune.search import Observation, make_search, search_settings, warm_up
+from autotune.search import Observation, make_search, search_settings, stored_settings, warm_up
 from autotune.search.hyperopt_tpe import HyperoptTpe
 from autotune.space import Space, parse_space
 
@@ -269,15 +269,28 @@ def test_observations_are_checked() -> None:
 
 
 def test_settings_are_filled_in() -> None:
-    full = {"algorithm": "tpe", "seed": 0, "startup": 20, "gamma": 0.25, "candidates": 24, "prior_weight": 1.0}
-    more = {"split": "sqrt", "liar": "mean", "multivariate": False, "independent": 0.0, "avoid_failures": True}
+    full = {"algorithm": "tpe", "seed": 0, "startup": 10, "gamma": 0.1, "candidates": 24, "prior_weight": 1.0}
+    more = {"split": "linear", "liar": "mean", "multivariate": True, "independent": 0.3, "avoid_failures": True}
     assert search_settings({}) == full | more
+    assert search_settings({"split": "sqrt"}) == full | more | {"split": "sqrt", "gamma": 0.25}
     assert search_settings({"algorithm": "hyperopt_tpe", "gamma": 1}) == full | {
+        "startup": 20,
         "algorithm": "hyperopt_tpe",
         "gamma": 1.0,
     }
     assert search_settings({"algorithm": "random"}) == {"algorithm": "random", "seed": 0, "avoid_failures": False}
     assert search_settings(search_settings({})) == search_settings({})
+    assert stored_settings(search_settings({})) == search_settings({})
+
+
+def test_a_stored_campaign_keeps_its_algorithm() -> None:
+    """Settings that its release did not have are off, whatever the defaults are now."""
+    old = {"algorithm": "tpe", "seed": 0, "startup": 20, "gamma": 0.25, "candidates": 24, "prior_weight": 1.0}
+    hyperopt = {"multivariate": False, "split": "sqrt", "independent": 0.0}
+    assert search_settings(stored_settings(old)) == search_settings({**old, **hyperopt})
+    joint = {**old, "split": "linear", "multivariate": True, "liar": "mean"}
+    assert search_settings(stored_settings(joint))["independent"] == 0.0
+    assert stored_settings({"algorithm": "random", "seed": 1}) == {"algorithm": "random", "seed": 1}
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,8 @@ def test_whole_proposals_are_distributed_as_those_of_hyperopt() -> None:
     told = list(history(60))
     draws = {}
     for algorithm in ("tpe", "hyperopt_tpe"):
-        search = make_search({"algorithm": algorithm})
+        hyperopts = {"multivariate": False, "split": "sqrt", "startup": 20} if algorithm == "tpe" else {}
+        search = make_search({"algorithm": algorithm, **hyperopts})
         with mock.patch.object(tpe, "np", StableNumpy()):
             draws[algorithm] = [SPACE.encode(search.propose(SPACE, told, 60 + k) or {}) for k in range(150)]
     for label in SPACE.leaves():

@@ -36,9 +36,15 @@ MIXED = parse_space(
     }
 )
 PLANE = parse_space({"x": {"float": [-5, 5]}, "y": {"float": [-5, 5]}})
+HYPEROPT: dict[str, Any] = {"multivariate": False, "split": "sqrt", "startup": 20, "independent": 0.0, "gamma": 0.25}
+JOINT: dict[str, Any] = {"multivariate": True, "split": "linear", "startup": 10, "gamma": 0.1}
 KINDS: list[dict[str, Any]] = [
-    {}, {"multivariate": True}, {"multivariate": True, "independent": 0.5}, {"split": "linear"}, {"liar": "worst"},
-]  # fmt: skip
+    HYPEROPT,
+    {**JOINT, "independent": 0.0},
+    {**JOINT, "independent": 0.3},
+    {**HYPEROPT, "liar": "worst"},
+    {**JOINT, "multivariate": False},
+]
 
 
 def told(space: Space, count: int, seed: int = 0, pending: int = 0) -> list[Observation]:
@@ -82,7 +88,7 @@ def test_a_batch_ends_with_the_space() -> None:
 def test_proposals_are_as_the_space_reads_them(settings: dict[str, Any]) -> None:
     """Configurations are made from decisions by a short way; it leads to the same place as the long one."""
     memory = Memory()
-    search = Tpe(startup=5, **settings)
+    search = Tpe(**{**settings, "startup": 5})
     for space in (MIXED, parse_space({k: p.to_json() for k, p in MIXED.parameters.items() if k != "c"})):
         history = History(told(space, 40))
         for number in range(40, 70):
@@ -193,16 +199,22 @@ def test_the_share_of_independent_proposals() -> None:
     assert 15 <= sum(m == a for m, a in zip(mixed, alone, strict=True)) <= 45
 
 
-@pytest.mark.parametrize("split", ["sqrt", "linear"])
-def test_waiting_trials_do_not_enlarge_the_good_group(split: str) -> None:
-    state = _State(PLANE, Memory())
-    for pending in (0, 16, 60):
-        state.table.sync(told(PLANE, 40 + pending, pending=pending))
-        losses = state.table.model_losses("mean")
+@pytest.mark.parametrize("liar", ["mean", "worst", "best"])
+def test_waiting_trials_neither_enlarge_the_good_group_nor_are_in_it(liar: str) -> None:
+    """Older, newer and in between, and whatever they are said to be worth."""
+    rng = np.random.default_rng(7)
+    for waiting in (0, 16, 60):
+        state, of_all = _State(PLANE, Memory()), told(PLANE, 40 + waiting)
+        which = set(rng.permutation(40 + waiting)[:waiting].tolist())
+        state.table.sync([
+            Observation(number=o.number, params=o.params, state="running") if o.number in which else o for o in of_all
+        ])  # fmt: skip
+        losses = state.table.model_losses(liar)
         assert losses is not None
-        state.groups.split(losses, {"sqrt": 0.5, "linear": 0.1}[split], split)
-        assert len(state.groups.good) == 4
-        assert int(state.groups.bad[: 40 + pending].sum()) == 36 + pending
+        state.groups.split(losses, 0.1, "linear")
+        best = sorted((o.loss or 0.0, o.number) for o in of_all if o.number not in which)[:4]
+        assert state.groups.good.tolist() == sorted(number for _, number in best)
+        assert int(state.groups.bad[: 40 + waiting].sum()) == 36 + waiting
 
 
 def test_a_joint_density_is_one() -> None:
@@ -272,7 +284,7 @@ def plain_log(state: _State, rows: Ints, x: Array, options: Ints) -> Array:
                 equal = np.flatnonzero(table.places[rows, d] == mean)
                 at = int(np.searchsorted(places, mean)) + int(np.searchsorted(equal, k))
                 gaps = [abs(mean - places[j]) for j in (at - 1, at + 1) if 0 <= j < n]
-                sigma = min(max([*gaps, 1.0 / min(100, n + 2)]), 1.0) if n > 1 else abs(mean) + 0.5
+                sigma = min(max([*gaps, 1.0 / min(100, n + 2)]), 1.0) if n > 1 else min(abs(mean) + 0.5, 1.0)
             law = NormalDist(mean, sigma)
             ends = [0.0 if math.isinf(end) and end < 0 else 1.0 if math.isinf(end) else law.cdf(end)
                     for end in (columns.low[d], columns.high[d])]  # fmt: skip
@@ -297,7 +309,7 @@ def test_proposing_needs_neither_hyperopt_nor_scipy() -> None:
         "s = parse_space({'x': {'float': [0, 1]}, 'i': {'int': [1, 9]}});"
         "h = [Observation(number=k, params={'x': k / 150, 'i': k % 9 + 1}, state='finished', loss=k)"
         " for k in range(150)];"
-        "[make_search(a).propose(s, h, 150) for a in ({}, {'multivariate': True})];"
+        "[make_search(a).propose(s, h, 150) for a in ({'independent': 0}, {'independent': 1})];"
         "assert not {'hyperopt', 'scipy'} & set(sys.modules), 'imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -145,13 +145,13 @@ def test_many_new_trials_at_once_are_counted_like_single_ones() -> None:
 @pytest.mark.parametrize("kind", [list, History])
 def test_a_cold_start_proposes_the_same(kind: Any) -> None:
     rng = np.random.default_rng(11)
-    warm = make_search({"algorithm": "tpe", "seed": 5})
+    warm = make_search({"algorithm": "tpe", "seed": 5, "multivariate": False})
     history = kind([observation(SPACE, k, rng) for k in range(130)])
     put = history.put if isinstance(history, History) else history.append
     for number in range(130, 260):
         params = warm.propose(SPACE, history, number)
         if number % 10 == 0:
-            cold = make_search({"algorithm": "tpe", "seed": 5})
+            cold = make_search({"algorithm": "tpe", "seed": 5, "multivariate": False})
             assert cold.propose(parse_space(SPACE.to_json()), list(history)[::-1], number) == params
         put(Observation(number=number, params=params, state="queued"))
         if number > 134:  # an earlier one ends
