@@ -27,7 +27,7 @@ from autotune.search.columns import Ints
 from autotune.search.groups import Groups
 from autotune.search.joint import JointProposer
 from autotune.search.sites import Sites
-from autotune.search.table import OUT, Table
+from autotune.search.table import OUT, TOLD, WAITING, Table
 from autotune.space import Choice, Nested, Numeric, Space
 from autotune.space.canonical import digest
 from autotune.space.choices import is_literal, unwrap
@@ -52,7 +52,8 @@ class Tpe:
 
     Attributes:
         seed: Seed of all draws; 0 or more.
-        startup: Number of trials in the model before it is used; 1 or more.
+        startup: Number of trials in the model before it is used, 1 or more. With ``linear`` failed ones do not count:
+            where much of a space fails, the model would else begin before it has seen all that works.
         gamma: Factor in the number of trials that count as good; None: 0.25 for ``sqrt``, 0.1 for ``linear``.
         split: ``sqrt``: ``ceil(gamma * sqrt(n))`` of n trials count as good; ``linear``: ``ceil(gamma * n)``; never
             more than 25.
@@ -138,7 +139,9 @@ class Tpe:
     def _proposer(self, state: _State, number: int) -> Proposer | JointProposer | None:
         """Return the proposer of a trial from the trials as they are; None while there is no model."""
         table = state.table
-        if int(np.count_nonzero(table.kinds[: len(table)] != OUT)) < self.startup:
+        kinds = table.kinds[: len(table)]
+        counted = (kinds == TOLD) | (kinds == WAITING) if self.split == "linear" else kinds != OUT
+        if int(np.count_nonzero(counted)) < self.startup:
             return None
         losses = table.model_losses(self.liar)
         if losses is None:
