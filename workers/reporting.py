@@ -81,7 +81,11 @@ class Checkpoint(Protocol):
     """
 
     def load(self) -> Path | None:
-        """Return the folder that an earlier attempt wrote, or None when there is none: begin anew. Read only."""
+        """Return the folder that an earlier attempt wrote, or None when there is none: begin anew. Read only.
+
+        Raises:
+            TrialStopped: When the earlier attempt had come as far as the trial is to go for now.
+        """
         ...
 
     def wanted(self, step: int) -> bool:

@@ -150,6 +150,16 @@ def test_steps_since_the_earlier_attempt_count(tmp_path: Path) -> None:
     assert [step for step in range(6, 10) if keeper.wanted(step)] == [8, 9]
 
 
+@pytest.mark.parametrize("target", [4, 5])
+def test_a_trial_that_was_lost_at_its_target_is_paused_without_another_step(tmp_path: Path, target: int) -> None:
+    """Else its rung would compare it by a step that the others did not have."""
+    earlier = publish(tmp_path / "a", 5, writing(state="x"))
+    keeper = Keeper(tmp_path / "b", earlier=earlier.folder, target=target)
+    with pytest.raises(TrialStopped, match="paused at step 5"):
+        keeper.load()
+    assert (keeper.paused_at, keeper.saved_at) == (5, None)
+
+
 def test_target_ends_the_attempt_when_the_state_is_kept(tmp_path: Path) -> None:
     told: list[tuple[int, bool]] = []
     keeper = Keeper(tmp_path, target=3, saved=lambda step, folder: told.append((step, folder.is_dir())))

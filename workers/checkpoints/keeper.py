@@ -62,7 +62,11 @@ class Keeper:
         self._asked = reason
 
     def load(self) -> Path | None:
-        """Return the files of the earlier attempt, or None; damaged ones count as none, and the log says so."""
+        """Return the files of the earlier attempt, or None; damaged ones count as none, and the log says so.
+
+        Raises:
+            TrialStopped: If the earlier attempt had reached the target, and was lost before it could say so.
+        """
         self._used = True
         if self._earlier is None:
             return None
@@ -72,6 +76,8 @@ class Keeper:
             _log.warning("the training begins anew: %s", error, extra={"action": "checkpoint-unusable"})
             return None
         self._last = found.step
+        if self._target is not None and found.step >= self._target:
+            self._pause(found.step)
         return found.files
 
     def wanted(self, step: int) -> bool:
