@@ -5,9 +5,10 @@
 ``busy``: simulated workers (asyncio) in two processes. Each makes the calls of a real one through the same store code,
 in a pool of threads: it claims a trial, trains it for 60 s, reports once a second (sent in batches as real workers
 send them), renews its lease, asks whether it still holds, finishes, and claims the next one; while there is none it
-listens to a change stream of its own. A real coordinator process proposes (random search). The first trials are of
-random length, so that the ends are spread. One of ten workers is cut off in the middle of its first trial, so that its
-lease runs out and the trial goes back. ``idle``: real agents with one free slot each, and a campaign that is paused.
+looks again as seldom as real ones do where so many live. A real coordinator process proposes (random search). The
+first trials are of random length, so that the ends are spread. One of ten workers is cut off in the middle of its first
+trial, so that its lease runs out and the trial goes back. ``idle``: real agents with one free slot each, and no
+campaign that runs.
 
 Measured over the seconds after the first minute: latencies as the callers see them, and processor time of mongod and
 coordinator.
@@ -63,13 +64,14 @@ class Notes:
 class Worker:
     """One simulated worker with one slot."""
 
-    def __init__(self, name: str, store: Any, pool: ThreadPoolExecutor, notes: Notes, seed: int) -> None:
+    def __init__(self, name: str, store: Any, pool: ThreadPoolExecutor, notes: Notes, seed: int, workers: int) -> None:
         self.name = name
         self.store = store
         self.pool = pool
         self.notes = notes
         self.random = random.Random(seed)
         self.first = True
+        self.pause_s, self.most_s = 0.05, max(1.0, workers / 150)
         self.cut_off = seed % 10 == 0
         self.over = False
 
@@ -94,8 +96,9 @@ class Worker:
         while not self.over:
             trial = await self.claim()
             if trial is None:
-                await self.listen()
+                await self.wait()
                 continue
+            self.pause_s = 0.05
             seconds = self.random.uniform(1.0, TRIAL_S) if self.first else TRIAL_S
             if self.first and self.cut_off:
                 await asyncio.sleep(seconds / 2 + LEASE["duration_s"] + 10.0)  # no sign of life: the lease runs out
@@ -114,16 +117,10 @@ class Worker:
             duration_s=LEASE["duration_s"], host="h", device="cpu", threads=1, versions={"autotune": "0"},
         )  # fmt: skip
 
-    async def listen(self) -> None:
-        """Wait for work on a change stream."""
-
-        def wait() -> None:
-            with self.store.watch_work() as watch:
-                trials = self.store.trials.counts(NAME)
-                if not trials.get("queued"):
-                    watch.wait(1.0)
-
-        await asyncio.get_running_loop().run_in_executor(None, wait)
+    async def wait(self) -> None:
+        """Wait before the next look for work, as `workers.lookout` does where many workers live."""
+        await asyncio.sleep(self.random.uniform(0.5, 1.5) * self.pause_s)
+        self.pause_s = min(self.most_s, 2 * self.pause_s)
 
     async def train(self, trial: Any, seconds: float) -> None:
         """Report each second, in batches; keep the lease; finish."""
@@ -167,7 +164,8 @@ def simulate(uri: str, index: int, count: int, seconds: float, answers: Any) -> 
 
     async def main() -> None:
         pool = ThreadPoolExecutor(THREADS)
-        workers = [Worker(f"w{index}-{i}", store, pool, notes, index * 100_003 + i) for i in range(count)]
+        seeds = [index * 100_003 + i for i in range(count)]
+        workers = [Worker(f"w{s}", store, pool, notes, s, count * PROCESSES) for s in seeds]
         notes.since_s = time.monotonic() + WARM_S
         tasks = [asyncio.create_task(worker.run()) for worker in workers]
         await asyncio.sleep(WARM_S + seconds)
@@ -176,6 +174,8 @@ def simulate(uri: str, index: int, count: int, seconds: float, answers: Any) -> 
             worker.over = True
         done, left = await asyncio.wait(tasks, timeout=30.0)
         answers.put((index, notes.seconds, [repr(t.exception()) for t in done if t.exception()], len(left)))
+        answers.close()
+        answers.join_thread()
         os._exit(0)
 
     with open_store(uri) as store:
