@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autotune.errors import DataError, StoreError, StoreUnreachableError
 from autotune.store.artifacts import Reference
@@ -20,9 +20,6 @@ from workers.ending import Ended, Paused, cause_of_death, failure_of, kernel_oom
 from workers.reports import BestReported
 from workers.training import Child
 from workers.watchdog import Verdict, Watchdog, is_stopped
-
-if TYPE_CHECKING:
-    pass
 
 _log = logging.getLogger(__name__)
 

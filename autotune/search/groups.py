@@ -19,7 +19,7 @@ def good_count(model: int, gamma: float, split: str = "sqrt") -> int:
     """Return how many of ``model`` trials are good.
 
     Args:
-        model: Number of trials in the model that have ended.
+        model: Number of trials in the model that count, see `Groups.split`.
         gamma: Factor.
         split: ``sqrt``: ``min(ceil(gamma * sqrt(model)), 25)``, as in hyperopt; ``linear``:
             ``min(ceil(gamma * model), 25)``, as in Optuna.
