@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 _CHECK_S = 2.0
 _LINGER_S = 1.0
+_ROUND_S = 30.0  # then it counts again how many workers live
 _BACKOFF_S = 1.0
 _MOST_STREAMS = 16
 _POLL_OFTEN_S, _POLL_SELDOM_S = 0.05, 1.0
@@ -56,6 +57,7 @@ class Lookout:
         self._calls = 0
         self._campaign_calls = 0
         self._waiting = 0
+        self._pause_s = _POLL_OFTEN_S
 
     def calls(self) -> int:
         """Return how often the slots were called so far; to be read before looking for work."""
@@ -98,6 +100,7 @@ class Lookout:
         while not self._stop.is_set():
             if not self._waits(_CHECK_S):
                 self._leases.check()
+                self._pause_s = _POLL_OFTEN_S
                 continue
             try:
                 if (others := self._store.workers.count_live()) > _MOST_STREAMS:
@@ -115,12 +118,12 @@ class Lookout:
             self._stop.wait(_BACKOFF_S)
 
     def _listen(self) -> None:
-        """Call the slots when something changes, until none has waited for a while."""
+        """Call the slots when something changes, until none has waited for a while or the round is over."""
         with self._store.watch_work(self._worker) as watch:
             self.hears = True
             self.call()
-            waited_s = time.monotonic()
-            while not self._stop.is_set() and time.monotonic() - waited_s < _LINGER_S:
+            began_s = waited_s = time.monotonic()
+            while not self._over(began_s) and time.monotonic() - waited_s < _LINGER_S:
                 if self._waits(0.0):
                     waited_s = time.monotonic()
                 if watch.wait(0.5, patient=self._waiting == self._slots):
@@ -130,14 +133,18 @@ class Lookout:
     def _ask(self, most_s: float) -> None:
         """Call the slots now and then while one waits, less and less often, `most_s` seconds apart at the most."""
         self._asks = True
-        waited_s, pause_s = time.monotonic(), _POLL_OFTEN_S
-        while not self._stop.is_set() and time.monotonic() - waited_s < _LINGER_S + most_s:
-            self._stop.wait(random.uniform(0.5, 1.5) * pause_s)
+        began_s = waited_s = time.monotonic()
+        while not self._over(began_s) and time.monotonic() - waited_s < _LINGER_S + most_s:
+            self._stop.wait(random.uniform(0.5, 1.5) * self._pause_s)
             if self._waits(0.0):
                 waited_s = time.monotonic()
             self._leases.check()
             self.call()
-            pause_s = min(most_s, 2 * pause_s)
+            self._pause_s = min(most_s, 2 * self._pause_s)
+
+    def _over(self, began_s: float) -> bool:
+        """Return whether a round that began then is over."""
+        return self._stop.is_set() or time.monotonic() - began_s >= _ROUND_S
 
     def _waits(self, timeout_s: float) -> bool:
         """Return whether a slot waits for work, now or within so many seconds."""

@@ -313,6 +313,19 @@ def test_workers_of_a_large_fleet_ask_instead_of_listening(
     assert_exact(store, 12)
 
 
+def test_an_idle_worker_listens_again_when_the_fleet_has_shrunk_and_asks_when_it_has_grown(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for work all the time; how many live is counted again each round."""
+    monkeypatch.setattr(lookout_module, "_ROUND_S", 0.2)
+    monkeypatch.setattr(lookout_module, "_MOST_STREAMS", 0)
+    with working(store) as agent:
+        wait_until(lambda: agent._lookout._asks, "asking")
+        for most, hears in ((16, True), (0, False), (16, True)):
+            monkeypatch.setattr(lookout_module, "_MOST_STREAMS", most)
+            wait_until(lambda h=hears: agent._lookout.hears == h and agent._lookout._asks != h, "the other way")
+
+
 @pytest.mark.parametrize("most_streams", [0, 16])
 def test_a_silent_training_is_told_that_its_trial_was_cancelled(
     store: MongoStore, launch: Launch, monkeypatch: pytest.MonkeyPatch, most_streams: int
