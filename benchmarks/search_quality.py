@@ -7,7 +7,8 @@ and a search is asked as soon as a slot is free. "After n" means when n trials h
 Ranks are within a task and a seed, ties shared; the mean rank is over all tasks and seeds, with a 95% interval from
 bootstrap over tasks and seeds. Regret is normalised per task: 0 is the best value anybody found, 1 the median of
 random search after 25 trials. Searches are compared with ``--against`` by a paired bootstrap of the difference of ranks
-over tasks.
+over tasks, and by Wilcoxon's signed-rank test of these differences. With ``--runs FILE`` each run is written to a file
+as it ends, and runs that are there are not made again: a comparison can be made in pieces.
 
     python benchmarks/search_quality.py [--seeds 30] [--processes 2] [--only SEARCH ...] [--families ...]
 """
@@ -21,13 +22,15 @@ import multiprocessing
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import click
 import common
 import numpy as np
 from optuna_space import suggest
+from scipy.stats import wilcoxon
 from search_tasks import Task, all_tasks
 
 TRIALS = 100
@@ -233,8 +236,12 @@ def play(search: Asker, task: Task, slots: int, seed: int) -> list[float]:
     return ended
 
 
-def run(job: tuple[str, str, int, int]) -> tuple[str, str, int, int, list[float], float]:
-    """Run one search on one task once."""
+Job = tuple[str, str, int, int]
+"""Task, search, slots and seed of a run."""
+
+
+def run(job: Job) -> tuple[Job, list[float], float]:
+    """Run one search on one task once; return the best values after so many trials, and CPU seconds."""
     name, search, slots, seed = job
     task = all_tasks()[name]
     began_s = time.process_time()
@@ -242,7 +249,24 @@ def run(job: tuple[str, str, int, int]) -> tuple[str, str, int, int, list[float]
         warnings.simplefilter("ignore")
         losses = play(SEARCHES[search](task, seed), task, slots, seed)
     best = np.minimum.accumulate(losses)
-    return name, search, slots, seed, [float(best[n - 1]) for n in AFTER], time.process_time() - began_s
+    return job, [float(best[n - 1]) for n in AFTER], time.process_time() - began_s
+
+
+def runs(jobs: list[Job], processes: int, path: Path | None) -> Iterator[tuple[Job, list[float], float]]:
+    """Yield the runs of jobs, those of the file first; append the others to it."""
+    known: dict[Job, tuple[list[float], float]] = {}
+    if path is not None and path.exists():
+        with path.open() as lines:
+            known = {tuple(job): (best, cpu_s) for job, best, cpu_s in map(json.loads, lines)}
+    for job in jobs:
+        if job in known:
+            yield job, *known[job]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for made in pool.imap_unordered(run, [job for job in jobs if job not in known], chunksize=4):
+            if path is not None:
+                with path.open("a") as file:
+                    file.write(json.dumps(made) + "\n")
+            yield made
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -289,6 +313,7 @@ def summary(found: dict[tuple[str, int], np.ndarray], searches: list[str], slots
                 draws = rng.choice(difference, (4000, len(difference))).mean(axis=1)
                 row["rank_less_ours"] = round(float(difference.mean()), 3)
                 row["rank_less_ours_interval"] = [round(float(v), 3) for v in np.percentile(draws, [2.5, 97.5])]
+                row["p"] = float(f"{wilcoxon(difference).pvalue:.2g}") if difference.any() else 1.0
             figures.append(row)
     return figures
 
@@ -318,10 +343,11 @@ def available(names: list[str]) -> list[str]:
 @click.option("--slots", "counts", multiple=True, type=int, default=SLOTS, show_default=True)
 @click.option("--every", default=1, show_default=True, help="Take each so manieth task of a family.")
 @click.option("--against", default="tpe", show_default=True)
+@click.option("--runs", "runs_path", type=click.Path(dir_okay=False, path_type=Path), help="Keeps the runs.")
 @click.option("--name", default="search_quality", show_default=True, help="Of the file in results/; empty: none.")
 def main(
     seeds: int, first_seed: int, processes: int, only: tuple[str, ...], families: str, counts: tuple[int, ...],
-    every: int, against: str, name: str,
+    every: int, against: str, runs_path: Path | None, name: str,
 ) -> None:  # fmt: skip
     """Run, print tables, write results/NAME.json."""
     for library in ("OMP", "OPENBLAS", "MKL"):
@@ -334,10 +360,9 @@ def main(
     ]  # fmt: skip
     found = {(t.name, s): np.full((len(searches), seeds, len(AFTER)), math.nan) for t in tasks for s in counts}
     taken_s = dict.fromkeys(searches, 0.0)
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for task, search, slots, seed, best, cpu_s in pool.imap_unordered(run, jobs, chunksize=4):
-            found[task, slots][searches.index(search), seed - first_seed] = best
-            taken_s[search] += cpu_s
+    for (task, search, slots, seed), best, cpu_s in runs(jobs, processes, runs_path):
+        found[task, slots][searches.index(search), seed - first_seed] = best
+        taken_s[search] += cpu_s
     figures = [row for slots in counts for row in summary(found, searches, slots, against)]
     for slots in counts:
         rows = [

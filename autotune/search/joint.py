@@ -53,6 +53,9 @@ class JointProposer:
 
     def _active(self, rows: Ints, numeric: list[int], choices: list[int]) -> Ints:
         """Return those rows in which the parameters of a part are active."""
+        labels = list(self._columns.choices) if not numeric else [self._columns.numeric[numeric[0]].label]
+        if self._columns.conditions[labels[0 if numeric else choices[0]]] is None:
+            return rows
         if numeric:
             return np.asarray(rows[~np.isnan(self._table.places[rows, numeric[0]])])
         return np.asarray(rows[self._table.spots[rows, len(self._columns.sites) + choices[0]] >= 0])
@@ -69,8 +72,11 @@ class JointProposer:
         options = np.zeros(len(columns.choices), dtype=np.int64)
         for numeric, choices, good, bad in self._parts:
             x, chosen = good.draw(count, rng)
-            best = int(np.argmax(good.log(x, chosen) - bad.log(x, chosen)))
+            features = good.features(x, chosen)
+            best = int((good.log(x, chosen, features) - bad.log(x, chosen, features)).argmax())
             places[numeric], options[choices] = x[best], chosen[best]
-        index, _, _ = columns.round(places[columns.stepped, None])
+        index = places[columns.stepped, None]
+        if len(index):
+            index = columns.round(index)[0]
         spots = [self._sites.spot(k, places[d]) for k, d in enumerate(columns.sites.tolist())]
         return columns.decisions(places, index[:, 0], np.concatenate([np.array(spots, dtype=np.int64), options]))

@@ -240,33 +240,56 @@ def test_a_joint_density_is_one() -> None:
         assert np.all((drawn >= -0.5) & (drawn < 0.5))
 
 
+KERNEL_SPACE: dict[str, Any] = {
+    "a": {"float": [0, 1]}, "b": {"log_float": [1e-4, 1]}, "i": {"int": [1, 4]}, "w": {"log_int": [16, 1024]},
+    "n": {"normal": [0, 1]}, "c": {"choice": ["u", "v", "w"], "weights": [1, 3, 2]}, "d": {"choice": [1, 2]},
+}  # fmt: skip
+
+
+def assert_as_new(kept: Kernels, state: _State, rows: Ints) -> None:
+    """Compare what was kept with a new start, to the last bit, and with the plain formula."""
+    kept.update(rows)
+    new = Kernels(state.table, [0, 1, 2, 3, 4], [0, 1], 1.0, state.sites)
+    new.update(rows)
+    x, options = kept.draw(24, np.random.default_rng(1))
+    for p, q in zip((x, options), new.draw(24, np.random.default_rng(1)), strict=True):
+        assert np.array_equal(p, q)
+    assert np.array_equal(kept.log(x, options), new.log(x, options))
+    assert np.array_equal(kept.log(x, options), kept.log(x, options, new.features(x, options)))
+    assert kept.log(x, options) == pytest.approx(plain_log(state, rows, x, options), abs=1e-6)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_kernels_that_follow_a_group_equal_new_ones(seed: int) -> None:
     """Trials come, go and come back in the middle; what is kept is, to the last bit, what a new start computes."""
-    space = parse_space(
-        {
-            "a": {"float": [0, 1]}, "b": {"log_float": [1e-4, 1]}, "i": {"int": [1, 4]}, "w": {"log_int": [16, 1024]},
-            "n": {"normal": [0, 1]}, "c": {"choice": ["u", "v", "w"], "weights": [1, 3, 2]},
-        }
-    )  # fmt: skip
+    space = parse_space(KERNEL_SPACE)
     rng = np.random.default_rng(seed)
     state = _State(space, Memory())
     state.table.sync(told(space, 160))
-    kept = Kernels(state.table, [0, 1, 2, 3, 4], [0], 1.0, state.sites)
+    kept = Kernels(state.table, [0, 1, 2, 3, 4], [0, 1], 1.0, state.sites)
     group: set[int] = set()
     for _ in range(40):
         asked = rng.integers(0, 160, rng.integers(1, 5)).tolist()
         group = group ^ set(asked) if rng.random() < 0.5 else group | {max(group, default=-1) + 1}
-        rows = np.array(sorted(r for r in group if r < 160), dtype=np.int64)
-        kept.update(rows)
-        new = Kernels(state.table, [0, 1, 2, 3, 4], [0], 1.0, state.sites)
-        new.update(rows)
-        x, options = kept.draw(24, np.random.default_rng(1))
-        assert all(
-            np.array_equal(p, q) for p, q in zip((x, options), new.draw(24, np.random.default_rng(1)), strict=True)
-        )
-        assert np.array_equal(kept.log(x, options), new.log(x, options))
-        assert kept.log(x, options) == pytest.approx(plain_log(state, rows, x, options), abs=1e-6)
+        assert_as_new(kept, state, np.array(sorted(r for r in group if r < 160), dtype=np.int64))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_kernels_of_the_latest_trials_equal_new_ones(seed: int) -> None:
+    """The oldest leave as younger ones come, one or many; now and then one in the middle goes, or all do."""
+    space = parse_space(KERNEL_SPACE)
+    rng = np.random.default_rng(seed)
+    state = _State(space, Memory())
+    state.table.sync(told(space, 400))
+    kept = Kernels(state.table, [0, 1, 2, 3, 4], [0, 1], 1.0, state.sites)
+    end, out = 3, set[int]()
+    while end < 400:
+        rows = np.array([r for r in range(end) if r not in out], dtype=np.int64)[-30:]
+        assert_as_new(kept, state, rows)
+        chance = rng.random()
+        end += int(rng.integers(2, 9)) if chance < 0.1 else 40 if chance < 0.13 else int(chance < 0.9)
+        if chance > 0.9:
+            out.add(int(rng.choice(rows)))
 
 
 def plain_log(state: _State, rows: Ints, x: Array, options: Ints) -> Array:
@@ -294,12 +317,13 @@ def plain_log(state: _State, rows: Ints, x: Array, options: Ints) -> Array:
                 low, high = columns.round_one(x[:, d], d)
                 part *= [law.cdf(b) - law.cdf(a) for a, b in zip(low, high, strict=True)]
             part /= ends[1] - ends[0]
-        prior = np.array([1, 3, 2]) / 6
-        share = prior
-        if k < n:
-            share = prior * 3 / (n + 1)
-            share[table.spots[rows[k], len(columns.sites)]] += 1
-        total += weights[k] * part * (share / share.sum())[options[:, 0]]
+        for c, prior in enumerate((np.array([1, 3, 2]) / 6, np.array([0.5, 0.5]))):
+            share = prior
+            if k < n:
+                share = prior * len(prior) / (n + 1)
+                share[table.spots[rows[k], len(columns.sites) + c]] += 1
+            part *= (share / share.sum())[options[:, c]]
+        total += weights[k] * part
     return np.asarray(np.log(total / weights.sum()))
 
 
