@@ -38,6 +38,7 @@ GAMMAS = {"sqrt": 0.25, "linear": 0.1}
 """Default of gamma by the kind of split: hyperopt's and Optuna's."""
 _ATTEMPTS = 4  # proposals, each with own random numbers, before a duplicate is replaced by a random draw
 _PURPOSE = 16  # of random numbers; attempt k has the number 16 + k
+_KIND = 24  # of the random number that decides whether a proposal is a joint one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +95,10 @@ class Tpe:
         if exhausted(space, table.seen):
             return None
         gate = self._avoidance.gate_of(table, number, self.seed) if self.avoid_failures else None
-        rng = generator(self.seed, number, _PURPOSE + 1)
-        proposer = None if gate is not None and gate.draw else self._proposer(state, rng)
+        proposer = None if gate is not None and gate.draw else self._proposer(state, number)
         if proposer is not None:
             for attempt in range(1, _ATTEMPTS + 1):
-                if attempt > 1:
-                    rng = generator(self.seed, number, _PURPOSE + attempt)
+                rng = generator(self.seed, number, _PURPOSE + attempt)
                 raw = active(table.columns, proposer.propose(self.candidates, rng))
                 params = state.decode(raw)
                 identity = digest(params) if state.plain else space.hash(params)  # as decoded it is normalised
@@ -137,11 +136,8 @@ class Tpe:
         self._known[:] = [_State(space, self._memory, tallied=not self.multivariate or self.independent > 0)]
         return self._known[0]
 
-    def _proposer(self, state: _State, rng: np.random.Generator) -> Proposer | JointProposer | None:
-        """Return the proposer of a trial from the trials as they are; None while there is no model.
-
-        Which kind it is, if both are wanted, is drawn first of all that is drawn for the trial.
-        """
+    def _proposer(self, state: _State, number: int) -> Proposer | JointProposer | None:
+        """Return the proposer of a trial from the trials as they are; None while there is no model."""
         table = state.table
         kinds = table.kinds[: len(table)]
         counted = (kinds == TOLD) | (kinds == WAITING) if self.split == "linear" else kinds != OUT
@@ -151,7 +147,7 @@ class Tpe:
         if losses is None:
             return None
         state.groups.split(losses, GAMMAS[self.split] if self.gamma is None else self.gamma, self.split)
-        if self.multivariate and (not self.independent or rng.random() >= self.independent):
+        if self.multivariate and _chance(self.seed, number) >= self.independent:
             if state.joint is None or state.joint.epoch != table.epoch:
                 state.joint = JointProposer(table, self.prior_weight, state.sites)
             state.joint.update(state.groups)
@@ -168,6 +164,11 @@ class Tpe:
         losses = table.losses[: len(table)]
         told = [row for row in np.argsort(losses, kind="stable").tolist() if table.told[row].loss is not None]
         return move(table.space, gate, raw, [table.raws[row] for row in told], table.seen, self.seed, number)
+
+
+def _chance(seed: int, number: int) -> float:
+    """Return a uniform random number, 0 to 1, for a trial; a whole `generator` for it would cost more."""
+    return float(np.random.SeedSequence([seed, number, _KIND]).generate_state(1)[0]) / 2**32
 
 
 class _State:
