@@ -4,11 +4,11 @@
 
 ``busy``: simulated workers (asyncio) in two processes. Each makes the calls of a real one through the same store code,
 in a pool of threads: it claims a trial, trains it for 60 s, reports once a second (sent in batches as real workers
-send them), renews its lease, asks whether it still holds, finishes, and claims the next one; while there is none it
-looks again as seldom as real ones do where so many live. A real coordinator process proposes (random search). The
-first trials are of random length, so that the ends are spread. One of ten workers is cut off in the middle of its first
-trial, so that its lease runs out and the trial goes back. ``idle``: real agents with one free slot each, and no
-campaign that runs.
+send them), renews its lease, asks whether it still holds where no report says so, finishes, and claims the next one;
+while there is none it looks again as seldom as real ones do where so many live. A real coordinator process proposes
+(random search). The first trials are of random length, so that the ends are spread. One of ten workers is cut off in
+the middle of its first trial, so that its lease runs out and the trial goes back. ``idle``: real agents with one free
+slot each, and no campaign that runs.
 
 Measured over the seconds after the first minute: latencies as the callers see them, and processor time of mongod and
 coordinator.
@@ -126,10 +126,12 @@ class Worker:
         """Report each second, in batches; keep the lease; finish."""
         from autotune.errors import LeaseLostError
         from autotune.trial import Report, Result
+        from workers.lease import CONFIRMED_S
         from workers.reports import EVERY_S, SELDOM_S
 
         lease, began_s = trial.lease, time.monotonic()
         step, renewed_s, checked_s, sent_s = 0, began_s, began_s, began_s
+        confirmed_s = 0.0
         pending: list[Report] = []
         while (now_s := time.monotonic()) - began_s < seconds and not self.over:
             if now_s - began_s >= step + 1:
@@ -138,11 +140,12 @@ class Worker:
             if pending and now_s - sent_s >= min(SELDOM_S, max(EVERY_S, (now_s - began_s) / 20)):
                 batch, pending, sent_s = pending, [], now_s
                 await self.call("report", self.store.reports.add, lease, batch)
+                confirmed_s = time.monotonic()
             if now_s - renewed_s >= LEASE["renewal_s"]:
                 renewed_s = checked_s = now_s
                 await self.call("renew", self.store.trials.renew, [lease])
                 await self.call("seen", self.store.workers.seen, self.name)
-            elif now_s - checked_s >= CHECK_S:
+            elif now_s - checked_s >= CHECK_S and now_s - confirmed_s >= CONFIRMED_S:
                 checked_s = now_s
                 await self.call("check", self.store.trials.held, [lease.token])
             await asyncio.sleep(self.random.uniform(0.2, 0.3))

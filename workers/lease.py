@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from autotune.clock import Clock, SystemClock
@@ -21,6 +23,8 @@ SEEN_S = 10.0
 """How often an idle worker writes that it lives."""
 _RETRY_S = 0.5
 _CHECK_S = 1.0
+CONFIRMED_S = 2.5
+"""A report that the store took less than this ago says that the lease holds: a little more than between two reports."""
 _STOP_TIMEOUT_S = 5.0
 
 
@@ -33,12 +37,14 @@ class Held:
         renewal_s: How often to renew it.
         lost: Set when the store says that it is gone.
         ending: Set when the trial's end is being written: from then on only that write can say that the lease is gone.
+        confirmed: To be called after a write that the store takes from this lease alone.
     """
 
     lease: Lease
     renewal_s: float
     lost: threading.Event = field(default_factory=threading.Event)
     ending: threading.Event = field(default_factory=threading.Event)
+    confirmed: Callable[[], None] = lambda: None
 
 
 class LeaseKeeper:
@@ -57,7 +63,8 @@ class LeaseKeeper:
         self._held: dict[str, Held] = {}
         self._renewed_s: dict[str, float] = {}
         self._asked_s: dict[str, float] = {}
-        self._checked: set[str] = set()
+        self._confirmed_s: dict[str, float] = {}
+        self._checked: dict[str, bool] = {}  # by token, whether something was heard
         self._seen_s = -SEEN_S
         self._lock = threading.Lock()
         self._changed = threading.Event()
@@ -76,21 +83,32 @@ class LeaseKeeper:
 
     def hold(self, lease: Lease, renewal_s: float) -> Held:
         """Begin to keep a lease alive."""
-        held = Held(lease=lease, renewal_s=renewal_s)
+        held = Held(lease=lease, renewal_s=renewal_s, confirmed=partial(self._confirm, lease.token))
         with self._lock:
             self._held[lease.token] = held
             self._renewed_s[lease.token] = self._clock.monotonic_s()
         self._changed.set()
         return held
 
-    def check(self) -> None:
+    def check(self, *, heard: bool = False) -> None:
         """Ask soon whether all leases hold: one of them may have been taken away, by a cancellation for example.
 
-        Those that were renewed or asked for within the last second are left until it is over.
+        Those that were renewed or asked for within the last second are left until it is over; and those that a report
+        has just confirmed, until the next one would have.
+
+        Args:
+            heard: Whether there is a reason to think so; then no report is waited for.
         """
         with self._lock:
-            self._checked.update(self._held)
+            for token in self._held:
+                self._checked[token] = heard or self._checked.get(token, False)
         self._changed.set()
+
+    def _confirm(self, token: str) -> None:
+        """Note that the store has just taken a write of a lease."""
+        with self._lock:
+            if token in self._held:
+                self._confirmed_s[token] = self._clock.monotonic_s()
 
     def drop(self, lease: Lease) -> None:
         """Stop keeping a lease alive."""
@@ -98,7 +116,8 @@ class LeaseKeeper:
             self._held.pop(lease.token, None)
             self._renewed_s.pop(lease.token, None)
             self._asked_s.pop(lease.token, None)
-            self._checked.discard(lease.token)
+            self._confirmed_s.pop(lease.token, None)
+            self._checked.pop(lease.token, None)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -134,7 +153,8 @@ class LeaseKeeper:
         with self._lock:
             self._renewed_s.update((h.lease.token, now_s) for h in due if h.lease.token in self._held)
             self._asked_s.update((h.lease.token, now_s) for h in [*due, *asked] if h.lease.token in self._held)
-            self._checked.difference_update(h.lease.token for h in [*due, *asked])
+            for h in [*due, *asked]:
+                self._checked.pop(h.lease.token, None)
             times_s = [
                 min(self._due_s(token), self._asks_s(token)) for token, h in self._held.items() if not h.lost.is_set()
             ]
@@ -148,7 +168,11 @@ class LeaseKeeper:
         """Return when to ask whether a lease holds."""
         if token not in self._checked:
             return math.inf
-        return self._asked_s.get(token, self._renewed_s[token]) + min(_CHECK_S, self._held[token].renewal_s)
+        renewal_s = self._held[token].renewal_s
+        asks_s = self._asked_s.get(token, self._renewed_s[token]) + min(_CHECK_S, renewal_s)
+        if self._checked[token]:
+            return asks_s
+        return max(asks_s, self._confirmed_s.get(token, -math.inf) + min(CONFIRMED_S, renewal_s))
 
     def renew(self, held: list[Held]) -> None:
         """Renew these leases now, and mark those that are gone.

@@ -127,7 +127,7 @@ class Lookout:
                 if self._waits(0.0):
                     waited_s = time.monotonic()
                 if watch.wait(0.5, patient=self._waiting == self._slots):
-                    self._leases.check()
+                    self._leases.check(heard=True)
                     self.call(campaigns=watch.changed in (None, "campaigns"))
 
     def _ask(self, most_s: float) -> None:

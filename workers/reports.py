@@ -140,6 +140,7 @@ class ReportSender:
                 _log.exception("reports dropped", extra={"action": "reports-refused", **names})
                 self._written()
             else:
+                self._held.confirmed()
                 self._written()
             self._closed.wait(min(SELDOM_S, max(EVERY_S, (time.monotonic() - began_s) / 20)))
 

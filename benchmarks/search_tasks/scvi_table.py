@@ -4,7 +4,7 @@
 
 A campaign with ``algorithm: grid`` trains them all; its validation curves are read from the trial store. The loss of a
 configuration is its lowest ``elbo_validation`` within the 30 epochs; the whole curves are in the file as well, a number
-per epoch (null: not finite), so that schedules can be compared on them.
+per epoch (null: not finite), and those of ``elbo_validation_batch``, which rungs compare.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from search_tasks.tables import FOLDER, SCVI_GRID, key_of
 EPOCHS = 30
 NAME = "scvi-cortex"
 METRIC = "elbo_validation"
+RUNG_METRIC = "elbo_validation_batch"
 
 
 def campaign(data: Path) -> dict[str, Any]:
@@ -56,7 +57,8 @@ def main(data: Path, slots: int, home: Path | None) -> None:
         os.environ["AUTOTUNE_HOME"] = str(home or folder)
         try:
             result = autotune.launch(campaign(data.absolute()), workers=1, slots_per_device=slots)
-            losses, curves = {}, {}
+            losses: dict[str, float] = {}
+            curves: dict[str, dict[str, list[float | None]]] = {METRIC: {}, RUNG_METRIC: {}}
             with autotune.open_store() as store:
                 for trial in result.trials:
                     if trial.state != "finished" or trial.score is None:
@@ -66,13 +68,16 @@ def main(data: Path, slots: int, home: Path | None) -> None:
                         for k, values in SCVI_GRID.items()
                     }
                     key = key_of(SCVI_GRID, places)
-                    seen = [report.metrics.get(METRIC) for report in store.reports.curve(NAME, trial.number)]
-                    curves[key] = [round(v, 3) if v is not None and math.isfinite(v) else None for v in seen]
+                    reports = list(store.reports.curve(NAME, trial.number))
+                    for metric, known in curves.items():
+                        seen = [report.metrics.get(metric) for report in reports]
+                        known[key] = [round(v, 3) if v is not None and math.isfinite(v) else None for v in seen]
                     losses[key] = round(trial.score, 3)
         finally:
             embedded.stop()
     content = {
-        "grid": SCVI_GRID, "epochs": EPOCHS, "metric": METRIC, "genes": 558, "split": {"validation": 0.25, "seed": 0},
+        "grid": SCVI_GRID, "epochs": EPOCHS, "metric": METRIC, "rung_metric": RUNG_METRIC,
+        "genes": 558, "split": {"validation": 0.25, "seed": 0},
         "versions": common.versions("autotune", "scvi-tools", "torch"), "losses": losses, "curves": curves,
     }  # fmt: skip
     path = FOLDER / f"{NAME}.json.gz"

@@ -66,15 +66,16 @@ def key_of(grid: Mapping[str, list[Any]], params: Mapping[str, Any]) -> str:
 
 
 @cache
-def _table(name: str) -> dict[str, float]:
+def read(name: str) -> dict[str, Any]:
+    """Return a table as it was written; ``losses`` are by `key_of`."""
     with gzip.open(FOLDER / f"{name}.json.gz", "rt") as file:
-        losses: dict[str, float] = json.load(file)["losses"]
-    return losses
+        content: dict[str, Any] = json.load(file)
+    return content
 
 
 def look_up(name: str, params: Mapping[str, Any]) -> float:
     """Return the loss of a configuration of a table."""
-    return _table(name)[key_of(GRIDS_OF_TASKS[name], params)]
+    return float(read(name)["losses"][key_of(GRIDS_OF_TASKS[name], params)])
 
 
 def table_tasks() -> list[Task]:

@@ -132,3 +132,47 @@ def test_keeper_outlives_an_unexpected_error(
     assert not keeper._thread.is_alive()
     assert "KeyError: 'a bug'" in caplog.text
     assert [w.id for w in store.workers.live()] == ["me"]
+
+
+def test_what_a_report_has_confirmed_is_not_asked_for_until_the_next_one_is_missing(
+    store: MongoStore, keeper: LeaseKeeper, clock: ManualClock
+) -> None:
+    """A cancellation is noticed 2.5 s after the last report was taken, or by the next report before."""
+    quiet, reporting = (keeper.hold(claim(store, token), 10.0) for token in ("quiet", "reporting"))
+    clock.advance(1.0)
+    reporting.confirmed()
+    store.trials.cancel("demo")
+    clock.advance(0.5)
+    keeper.check()
+    assert keeper.step() == pytest.approx(2.0)
+    assert quiet.lost.is_set()
+    assert not reporting.lost.is_set()
+    clock.advance(1.9)
+    keeper.step()
+    assert not reporting.lost.is_set()
+    clock.advance(0.1)
+    keeper.step()
+    assert reporting.lost.is_set()
+
+
+def test_something_heard_is_asked_for_whatever_reports_have_confirmed(
+    store: MongoStore, keeper: LeaseKeeper, clock: ManualClock
+) -> None:
+    held = keeper.hold(claim(store, "mine"), 10.0)
+    clock.advance(1.0)
+    held.confirmed()
+    store.trials.cancel("demo")
+    keeper.check(heard=True)
+    keeper.check()  # takes nothing back
+    keeper.step()
+    assert held.lost.is_set()
+
+
+def test_the_confirmation_of_a_lease_that_was_dropped_is_nothing(
+    store: MongoStore, keeper: LeaseKeeper, clock: ManualClock
+) -> None:
+    held = keeper.hold(claim(store, "mine"), 10.0)
+    keeper.drop(held.lease)
+    held.confirmed()
+    keeper.check()
+    assert keeper.step() == SEEN_S
