@@ -127,7 +127,7 @@ class Worker:
         from autotune.errors import LeaseLostError
         from autotune.trial import Report, Result
         from workers.lease import CONFIRMED_S
-        from workers.reports import EVERY_S, SELDOM_S
+        from workers.reports import apart_s
 
         lease, began_s = trial.lease, time.monotonic()
         step, renewed_s, checked_s, sent_s = 0, began_s, began_s, began_s
@@ -137,7 +137,7 @@ class Worker:
             if now_s - began_s >= step + 1:
                 step += 1
                 pending.append(Report(step=step, metrics={"loss": 1.0 / step}, attempt=lease.attempt))
-            if pending and now_s - sent_s >= min(SELDOM_S, max(EVERY_S, (now_s - began_s) / 20)):
+            if pending and now_s - sent_s >= apart_s(now_s - began_s):
                 batch, pending, sent_s = pending, [], now_s
                 await self.call("report", self.store.reports.add, lease, batch)
                 confirmed_s = time.monotonic()

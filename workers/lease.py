@@ -23,7 +23,7 @@ SEEN_S = 10.0
 """How often an idle worker writes that it lives."""
 _RETRY_S = 0.5
 _CHECK_S = 1.0
-CONFIRMED_S = 2.5
+CONFIRMED_S = 3.5
 """A report that the store took less than this ago says that the lease holds: a little more than between two reports."""
 _STOP_TIMEOUT_S = 5.0
 

@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-EVERY_S = 0.5
-SELDOM_S = 2.0
-"""Reports of a long training go out in batches at most so far apart: a twentieth of the time since its first one."""
+_EVERY_S = 0.5
+SELDOM_S = 3.0
+"""Reports of a long training go out in batches at most so far apart; see `apart_s`."""
 MAX_PENDING = 10_000
 """While the store is away, so many of the latest reports are kept."""
+
+
+def apart_s(since_s: float) -> float:
+    """Return the seconds between two batches of reports: a tenth of those since the training's first one, 0.5 to 3."""
+    return min(SELDOM_S, max(_EVERY_S, since_s / 10))
 
 
 class BestReported:
@@ -142,7 +147,7 @@ class ReportSender:
             else:
                 self._held.confirmed()
                 self._written()
-            self._closed.wait(min(SELDOM_S, max(EVERY_S, (time.monotonic() - began_s) / 20)))
+            self._closed.wait(apart_s(time.monotonic() - began_s))
 
     def _put_back(self, batch: list[Report], *, on_disk: bool = False) -> int:
         """Take back reports that the store did not take; return how many of them there was room for.

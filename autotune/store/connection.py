@@ -23,6 +23,8 @@ from pymongo.write_concern import WriteConcern
 from autotune.errors import DuplicateError, InputError, StoreError, StoreSetupError, StoreUnreachableError
 
 DEFAULT_DATABASE = "autotune"
+AT_ONCE = WriteConcern(w=1)
+"""For a write that needs not outlive its server, or that one with the usual concern follows: half the cost."""
 CONNECT_TIMEOUT_S = 5.0
 URI_VARIABLE = "AUTOTUNE_STORE"
 FILE_VARIABLE = "AUTOTUNE_STORE_FILE"

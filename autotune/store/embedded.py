@@ -40,6 +40,7 @@ __all__ = ["MONGOD_VARIABLE", "Server", "end", "find", "find_binary", "launch", 
 
 START_TIMEOUT_S = 60.0
 _LOCK_TIMEOUT_S = 120.0
+_END_TIMEOUT_S = 30.0
 _STEP_S = 0.05
 
 
@@ -54,6 +55,7 @@ def start() -> str:
     if found is not None:
         return found.uri
     with _locked(folder):
+        _wait_for_ending(folder, _END_TIMEOUT_S)
         found = running_server(folder) or _adopted(folder) or launch(folder)
         return found.uri
 
@@ -72,6 +74,8 @@ def stop(timeout_s: float = 30.0) -> bool:
     """
     folder = home.mongo_folder()
     with _locked(folder):
+        if _wait_for_ending(folder, timeout_s):
+            return True
         server = running_server(folder) or unrecorded_server(folder)
         if server is None:
             return False
@@ -91,6 +95,16 @@ def end(server: Server, timeout_s: float = 30.0) -> None:
         raise StoreSetupError(f"the embedded server (process {server.pid}) did not stop within {timeout_s:g} s")
     with suppress(ChildProcessError):
         os.waitpid(server.pid, os.WNOHANG)
+
+
+def _wait_for_ending(folder: Path, timeout_s: float) -> bool:
+    """Where the server was killed and its last threads have not ended yet, wait until they have; return whether so."""
+    server = last_server(folder)
+    if server is None or not server.ending:
+        return False
+    if not _wait(lambda: not server.alive, timeout_s):
+        raise StoreSetupError(f"the embedded server (process {server.pid}) did not end within {timeout_s:g} s")
+    return True
 
 
 def _adopted(folder: Path) -> Server | None:

@@ -52,6 +52,11 @@ class Server:
         """Whether that very process still runs."""
         return start_ticks(self.pid) == self.started
 
+    @property
+    def ending(self) -> bool:
+        """Whether its main thread has ended and others have not: it answers no more, and still holds port and data."""
+        return self.alive and _state(self.pid) in "ZX"
+
 
 def find_binary() -> Path:
     """Return the ``mongod`` to run: ``AUTOTUNE_MONGOD``, else from ``PATH``, else from the wheel.
@@ -123,9 +128,9 @@ def last_server(folder: Path) -> Server | None:
 
 
 def running_server(folder: Path) -> Server | None:
-    """Return the server of the state file if that very process still runs."""
+    """Return the server of the state file if that very process still runs, and is not ending."""
     server = last_server(folder)
-    return server if server is not None and server.alive else None
+    return server if server is not None and server.alive and not server.ending else None
 
 
 def unrecorded_server(folder: Path) -> Server | None:
@@ -156,6 +161,14 @@ def start_ticks(pid: int) -> int | None:
         return None
     state, threads, started = after_name[0], int(after_name[17]), int(after_name[19])
     return None if state in "ZX" and threads <= 1 else started
+
+
+def _state(pid: int) -> str:
+    """Return the state of a process, ``X`` when there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
 
 
 def free_port(preferred: int) -> int:

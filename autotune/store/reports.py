@@ -10,7 +10,7 @@ from pymongo.errors import BulkWriteError
 
 from autotune.errors import LeaseLostError
 from autotune.lifecycle import Event, sources
-from autotune.store.connection import Connection, mapped
+from autotune.store.connection import AT_ONCE, Connection, mapped
 from autotune.store.documents import report_value
 from autotune.store.schema import SCHEMA_VERSION
 from autotune.store.trial_ends import ran_out_of
@@ -32,7 +32,8 @@ class Reports:
         """Write reports of a running trial. Idempotent on (trial, step).
 
         The trial is touched first with the lease's token in the filter; each report is then written only where no
-        later attempt has written that step, so a writer whose lease goes in between changes nothing that counts.
+        later attempt has written that step, so a writer whose lease goes in between changes nothing that counts. Nor
+        does one whose touch is lost with its server: only the reports are waited for to be safe.
 
         Args:
             lease: The attempt's lease.
@@ -48,11 +49,11 @@ class Reports:
         mine = [{"state": {"$in": sources(Event.REPORT)}, "lease.token": lease.token}]
         if ran_out:
             mine.append(ran_out_of(lease))
-        held = self._trials.update_one(
-            {"campaign": lease.campaign, "number": lease.number, "$or": mine},
-            {"$max": {"last_step": max(r.step for r in reports)}},
-        )
-        if not held.matched_count:
+        query = {"campaign": lease.campaign, "number": lease.number, "$or": mine}
+        touch = {"$max": {"last_step": max(r.step for r in reports)}}
+        held = self._trials.with_options(write_concern=AT_ONCE).update_one(query, touch)
+        # That it is gone must not be the word of a server which has been replaced and does not know it yet.
+        if not held.matched_count and not self._trials.update_one(query, touch).matched_count:
             raise LeaseLostError(f"trial {lease.number} of '{lease.campaign}' has been given to another")
         writes = [
             UpdateOne(

@@ -167,12 +167,14 @@ class Trials(TrialEnds, TrialSteering):
         by_duration: dict[float, list[str]] = {}
         for lease in leases:
             by_duration.setdefault(lease.duration_s, []).append(lease.token)
+        kept: set[str] = set()
         for duration_s, tokens in by_duration.items():
-            self._trials.update_many(
+            renewed = self._trials.update_many(
                 {"state": {"$in": sources(Event.RENEW)}, "lease.token": {"$in": tokens}},
                 [{"$set": {"lease.expires_at": in_seconds(duration_s)}}],
             )
-        return self.held([t for some in by_duration.values() for t in some])
+            kept.update(tokens if renewed.matched_count == len(tokens) else self.held(tokens))
+        return kept
 
     @mapped
     def held(self, tokens: Sequence[str]) -> set[str]:

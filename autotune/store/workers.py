@@ -7,7 +7,7 @@ from typing import Any
 from pymongo import ReturnDocument
 
 from autotune.store.base import WorkerRecord
-from autotune.store.connection import Connection, mapped
+from autotune.store.connection import AT_ONCE, Connection, mapped
 from autotune.store.documents import worker_value
 from autotune.store.expressions import NOW, in_seconds, literal
 from autotune.store.schema import SCHEMA_VERSION
@@ -48,8 +48,10 @@ class Workers:
 
     @mapped
     def seen(self, worker_id: str) -> None:
-        """Write that a worker lives."""
-        self._workers.update_one({"_id": worker_id}, {"$currentDate": {"seen_at": True}})
+        """Write that a worker lives; it says so again soon, so the write is not waited for to be safe."""
+        self._workers.with_options(write_concern=AT_ONCE).update_one(
+            {"_id": worker_id}, {"$currentDate": {"seen_at": True}}
+        )
 
     @mapped
     def refuse(self, worker_id: str, campaign: str, reason: str | None) -> None:

@@ -10,9 +10,10 @@ import socketserver
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from autotune import home
 from autotune.errors import StoreSetupError
 from autotune.store import embedded
 from autotune.store.mongo import MongoStore, open_store
-from autotune.store.mongod import last_server, running_server, start_ticks, unrecorded_server
+from autotune.store.mongod import last_server, running_server, start_ticks, unrecorded_server, write_state
 from autotune.testing.helpers import campaign_record, until
 
 START = "from autotune.store import embedded; print(embedded.start())"
@@ -102,15 +103,43 @@ def test_start_find_stop(own_home: Path) -> None:
     assert campaigns() == ["kept"]
 
 
-def test_a_process_counts_until_its_last_thread_has_ended() -> None:
+@contextmanager
+def ending_process() -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process whose main thread has ended while another goes on."""
     end_main = "import ctypes, threading as t; t.Thread(target=input).start(); ctypes.CDLL(None).pthread_exit(None)"
     command = [sys.executable, "-c", end_main]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         stat = Path(f"/proc/{process.pid}/stat")
         until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z")
+        yield process
+        process.kill()
+
+
+def test_a_process_counts_until_its_last_thread_has_ended() -> None:
+    with ending_process() as process:
         assert start_ticks(process.pid) is not None, "another thread goes on and holds the files"
         process.kill()
         until(lambda: start_ticks(process.pid) is None)
+
+
+@pytest.mark.parametrize("then", ["start", "stop"])
+def test_a_server_whose_last_threads_are_ending_is_waited_for(own_home: Path, then: str) -> None:
+    """It answers no more: it is neither found nor started beside."""
+    embedded.start()
+    kill(own_home)
+    last = last_server(own_home)
+    assert last is not None
+    with ending_process() as process:
+        write_state(own_home, replace(last, pid=process.pid, started=start_ticks(process.pid) or 0))
+        assert embedded.find() is None
+        threading.Timer(1.0, process.kill).start()
+        began_s = time.monotonic()
+        if then == "stop":
+            assert embedded.stop()
+        else:
+            assert embedded.start() == last.uri
+            assert campaigns() == []
+        assert time.monotonic() - began_s > 0.9
 
 
 def test_it_listens_on_loopback_only(own_home: Path) -> None:

@@ -137,17 +137,17 @@ def test_keeper_outlives_an_unexpected_error(
 def test_what_a_report_has_confirmed_is_not_asked_for_until_the_next_one_is_missing(
     store: MongoStore, keeper: LeaseKeeper, clock: ManualClock
 ) -> None:
-    """A cancellation is noticed 2.5 s after the last report was taken, or by the next report before."""
+    """A cancellation is noticed 3.5 s after the last report was taken, or by the next report before."""
     quiet, reporting = (keeper.hold(claim(store, token), 10.0) for token in ("quiet", "reporting"))
     clock.advance(1.0)
     reporting.confirmed()
     store.trials.cancel("demo")
     clock.advance(0.5)
     keeper.check()
-    assert keeper.step() == pytest.approx(2.0)
+    assert keeper.step() == pytest.approx(3.0)
     assert quiet.lost.is_set()
     assert not reporting.lost.is_set()
-    clock.advance(1.9)
+    clock.advance(2.9)
     keeper.step()
     assert not reporting.lost.is_set()
     clock.advance(0.1)
