@@ -196,12 +196,10 @@ def place_of_next(spec: Mapping[str, Any], trials: Sequence[Trial], mode: str) -
 
 
 def rung_observations(trials: Sequence[Trial], mode: str, least: int) -> list[Observation]:
-    """Return the history that a search algorithm sees under a schedule with rungs, as BOHB has it but for one point.
+    """Return the history that a search algorithm sees under a schedule with rungs, as BOHB has it.
 
-    The highest rung with enough results is modelled; losses at other rungs are never taken for losses there. A trial
-    that the schedule stopped below it has no loss, but it lost against others: it enters as a bad one, without a
-    value. (BOHB leaves it out. Then the rung holds survivors alone, and what was never among them looks unexplored and
-    is proposed again.) What waits below is left out, but never proposed again.
+    The highest rung with enough results is modelled; losses at other rungs are never taken for losses there. What
+    waits or was stopped below it is left out, but never proposed again.
 
     Args:
         trials: All trials.
@@ -224,8 +222,6 @@ def _at_rung(trial: Trial, member: Member, rung: int) -> Observation:
         state = str(TrialState.FINISHED)
     elif rung < len(member.losses) or trial.state is TrialState.FAILED:
         state = str(TrialState.FAILED)
-    elif trial.state is TrialState.PRUNED and member.losses:
-        state = str(TrialState.FAILED)  # not infeasible: that would teach the search that it cannot be trained
     elif trial.state in (TrialState.PAUSED, TrialState.FINISHED):
         state = str(TrialState.PRUNED)
     return Observation(

@@ -7,8 +7,8 @@
 ``real`` are 270 configurations of scVI trained on cortex cells (`search_tasks.scvi_table`), R = 27, minimum 1; rungs
 compare ``elbo_validation_batch``, and a trial's loss is its lowest ``elbo_validation``.
 
-"left out" is BOHB's rule, "bad ones" the other (docs/decisions/016). What counts is the true final loss of the best
-trial that trained to the end, less the least there is.
+"left out" is our rule, and BOHB's; "bad ones" another one (docs/decisions/016). What counts is the true final loss of
+the best trial that trained to the end, less the least there is.
 """
 
 from __future__ import annotations
@@ -111,19 +111,19 @@ def _least(curve: list[float | None]) -> float:
     return min((value for value in curve if value is not None), default=1e9)
 
 
-def left_out(observations: list[Observation], trials: list[Trial]) -> list[Observation]:
-    """Return the observations as BOHB has them."""
+def as_they_are(observations: list[Observation], trials: list[Trial]) -> list[Observation]:
+    """Return the observations as the coordinator has them: stopped trials are left out."""
+    return observations
+
+
+def bad_ones(observations: list[Observation], trials: list[Trial]) -> list[Observation]:
+    """Return observations in which what was stopped below the rung is bad, without a value."""
     return [
-        Observation(number=o.number, params=o.params, state="pruned", loss=None)
+        Observation(number=o.number, params=o.params, state="failed")
         if t.state is TrialState.PRUNED and o.loss is None
         else o
         for o, t in zip(observations, trials, strict=True)
     ]
-
-
-def as_they_are(observations: list[Observation], trials: list[Trial]) -> list[Observation]:
-    """Return the observations as the coordinator has them."""
-    return observations
 
 
 def run(curves: Curves, algorithm: Mapping[str, Any], rule: Callable[..., list[Observation]], seed: int) -> float:
@@ -169,8 +169,8 @@ def main(seeds: int, kinds: tuple[str, ...], save: bool) -> None:
     figures: list[dict[str, Any]] = []
     for kind in kinds:
         for name, algorithm in ALGORITHMS.items():
-            for label, rule in (("left out", left_out), ("bad ones", as_they_are)):
-                if name == "random" and rule is as_they_are:
+            for label, rule in (("left out", as_they_are), ("bad ones", bad_ones)):
+                if name == "random" and rule is bad_ones:
                     continue
                 values = [
                     run(Real() if kind == "real" else Simulated(kind, seed), algorithm, rule, seed)
