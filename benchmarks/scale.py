@@ -37,6 +37,8 @@ import click
 import common
 import numpy as np
 
+from workers.lookout import MOST_LOOKS
+
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "scale"
 TRIAL_S = 60.0
@@ -71,7 +73,7 @@ class Worker:
         self.notes = notes
         self.random = random.Random(seed)
         self.first = True
-        self.pause_s, self.most_s = 0.05, max(1.0, workers / 150)
+        self.pause_s, self.most_s = 0.05, max(1.0, workers / MOST_LOOKS)
         self.cut_off = seed % 10 == 0
         self.over = False
 
@@ -126,29 +128,32 @@ class Worker:
         """Report each second, in batches; keep the lease; finish."""
         from autotune.errors import LeaseLostError
         from autotune.trial import Report, Result
-        from workers.lease import CONFIRMED_S
+        from workers.lease import LATE_S
         from workers.reports import apart_s
 
         lease, began_s = trial.lease, time.monotonic()
-        step, renewed_s, checked_s, sent_s = 0, began_s, began_s, began_s
-        confirmed_s = 0.0
+        step, ends_s = 0, began_s + seconds
+        renews_s, checks_s, sends_s = began_s + LEASE["renewal_s"], began_s + CHECK_S, began_s
         pending: list[Report] = []
-        while (now_s := time.monotonic()) - began_s < seconds and not self.over:
-            if now_s - began_s >= step + 1:
+        while (now_s := time.monotonic()) < ends_s and not self.over:
+            if now_s >= began_s + step + 1:
                 step += 1
                 pending.append(Report(step=step, metrics={"loss": 1.0 / step}, attempt=lease.attempt))
-            if pending and now_s - sent_s >= apart_s(now_s - began_s):
-                batch, pending, sent_s = pending, [], now_s
+            if pending and now_s >= sends_s:
+                batch, pending = pending, []
                 await self.call("report", self.store.reports.add, lease, batch)
-                confirmed_s = time.monotonic()
-            if now_s - renewed_s >= LEASE["renewal_s"]:
-                renewed_s = checked_s = now_s
+                done_s = time.monotonic()
+                sends_s = done_s + apart_s(done_s - began_s, done_s - now_s)
+                checks_s = max(checks_s, sends_s + LATE_S)
+            if now_s >= renews_s:
+                renews_s, checks_s = now_s + LEASE["renewal_s"], max(checks_s, now_s + CHECK_S)
                 await self.call("renew", self.store.trials.renew, [lease])
                 await self.call("seen", self.store.workers.seen, self.name)
-            elif now_s - checked_s >= CHECK_S and now_s - confirmed_s >= CONFIRMED_S:
-                checked_s = now_s
+            elif now_s >= checks_s:
+                checks_s = now_s + CHECK_S
                 await self.call("check", self.store.trials.held, [lease.token])
-            await asyncio.sleep(self.random.uniform(0.2, 0.3))
+            next_s = max(sends_s, began_s + step + 1) if not pending else sends_s
+            await asyncio.sleep(max(0.0, min(next_s, renews_s, checks_s, ends_s) - time.monotonic()))
         if self.over:
             return
         result = Result(score=self.random.random(), metrics={"loss": {"value": 1.0}}, facts={})

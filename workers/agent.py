@@ -232,6 +232,9 @@ class Agent:
 
     def _read_campaigns(self) -> dict[str, CampaignRecord]:
         """Return the running campaigns that this worker serves; which it refuses is written into the store."""
+        idle = self._served is not None and not self._served[2]
+        if idle and not self._store.campaigns.any([CampaignState.RUNNING]):
+            return {}
         found = {r.name: r for r in self._store.campaigns.find([CampaignState.RUNNING])}
         served = [r for n, r in found.items() if self._campaigns is None or n in self._campaigns]
         for record in served:

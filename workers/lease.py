@@ -23,8 +23,8 @@ SEEN_S = 10.0
 """How often an idle worker writes that it lives."""
 _RETRY_S = 0.5
 _CHECK_S = 1.0
-CONFIRMED_S = 3.5
-"""A report that the store took less than this ago says that the lease holds: a little more than between two reports."""
+LATE_S = 0.5
+"""A report that is so late is waited for no longer: the worker asks whether the lease holds."""
 _STOP_TIMEOUT_S = 5.0
 
 
@@ -37,14 +37,15 @@ class Held:
         renewal_s: How often to renew it.
         lost: Set when the store says that it is gone.
         ending: Set when the trial's end is being written: from then on only that write can say that the lease is gone.
-        confirmed: To be called after a write that the store takes from this lease alone.
+        confirmed: To be called after a write that the store takes from this lease alone, with the seconds until the
+            next one is due.
     """
 
     lease: Lease
     renewal_s: float
     lost: threading.Event = field(default_factory=threading.Event)
     ending: threading.Event = field(default_factory=threading.Event)
-    confirmed: Callable[[], None] = lambda: None
+    confirmed: Callable[[float], None] = lambda _: None
 
 
 class LeaseKeeper:
@@ -63,7 +64,7 @@ class LeaseKeeper:
         self._held: dict[str, Held] = {}
         self._renewed_s: dict[str, float] = {}
         self._asked_s: dict[str, float] = {}
-        self._confirmed_s: dict[str, float] = {}
+        self._confirmed_s: dict[str, float] = {}  # by token, until when
         self._checked: dict[str, bool] = {}  # by token, whether something was heard
         self._seen_s = -SEEN_S
         self._lock = threading.Lock()
@@ -104,11 +105,11 @@ class LeaseKeeper:
                 self._checked[token] = heard or self._checked.get(token, False)
         self._changed.set()
 
-    def _confirm(self, token: str) -> None:
-        """Note that the store has just taken a write of a lease."""
+    def _confirm(self, token: str, next_s: float) -> None:
+        """Note that the store has just taken a write of a lease, and takes the next one in so many seconds."""
         with self._lock:
             if token in self._held:
-                self._confirmed_s[token] = self._clock.monotonic_s()
+                self._confirmed_s[token] = self._clock.monotonic_s() + next_s + LATE_S
 
     def drop(self, lease: Lease) -> None:
         """Stop keeping a lease alive."""
@@ -172,7 +173,7 @@ class LeaseKeeper:
         asks_s = self._asked_s.get(token, self._renewed_s[token]) + min(_CHECK_S, renewal_s)
         if self._checked[token]:
             return asks_s
-        return max(asks_s, self._confirmed_s.get(token, -math.inf) + min(CONFIRMED_S, renewal_s))
+        return max(asks_s, self._confirmed_s.get(token, -math.inf))
 
     def renew(self, held: list[Held]) -> None:
         """Renew these leases now, and mark those that are gone.

@@ -19,11 +19,12 @@ _log = logging.getLogger(__name__)
 
 _CHECK_S = 2.0
 _LINGER_S = 1.0
-_ROUND_S = 30.0  # then it counts again how many workers live
+_ROUND_S = 60.0  # then it counts again how many workers live
 _BACKOFF_S = 1.0
 _MOST_STREAMS = 16
 _POLL_OFTEN_S, _POLL_SELDOM_S = 0.05, 1.0
-_MOST_LOOKS = 150  # of all workers, a second
+MOST_LOOKS = 50
+"""So often a second all slots of all workers look for work at the most, once they have waited for long."""
 _IDLE_S = 2.0
 _QUIET_S = 20.0
 
@@ -34,7 +35,7 @@ class Lookout:
     A change stream looks at all that is written into the store, for each worker anew, and every worker writes that it
     lives: what streams cost grows with the square of the number of workers. So a worker listens only while a slot waits
     and at most 16 workers live; of more workers each asks now and then. Each of its slots that waits looks for work
-    then, so it asks the less often the more slots it has: all slots of all workers, if they are alike, look at most 150
+    then, so it asks the less often the more slots it has: all slots of all workers, if they are alike, look at most 50
     times a second.
 
     Args:
@@ -104,7 +105,7 @@ class Lookout:
                 continue
             try:
                 if (others := self._store.workers.count_live()) > _MOST_STREAMS:
-                    self._ask(max(_POLL_SELDOM_S, others * self._slots / _MOST_LOOKS))
+                    self._ask(max(_POLL_SELDOM_S, others * self._slots / MOST_LOOKS))
                 else:
                     self._listen()
                 continue

@@ -21,15 +21,23 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _EVERY_S = 0.5
-SELDOM_S = 3.0
-"""Reports of a long training go out in batches at most so far apart; see `apart_s`."""
+_SELDOM_S, _MOST_S = 3.0, 6.0
+_SHARE = 0.02  # of the time that a batch may take of a busy store
 MAX_PENDING = 10_000
 """While the store is away, so many of the latest reports are kept."""
 
 
-def apart_s(since_s: float) -> float:
-    """Return the seconds between two batches of reports: a tenth of those since the training's first one, 0.5 to 3."""
-    return min(SELDOM_S, max(_EVERY_S, since_s / 10))
+def apart_s(since_s: float, took_s: float) -> float:
+    """Return the seconds from one batch of reports to the next: a tenth of the training's age, 0.5 to 3.
+
+    Where the store is slow to answer, because many workers write, it is up to 6 s, so that they write less.
+
+    Args:
+        since_s: Seconds since the training's first report.
+        took_s: Seconds that the last batch took.
+    """
+    seldom_s = min(_SELDOM_S, max(_EVERY_S, since_s / 10))
+    return min(_MOST_S, max(seldom_s, took_s / _SHARE))
 
 
 class BestReported:
@@ -125,12 +133,14 @@ class ReportSender:
 
     def _run(self) -> None:
         began_s = time.monotonic()
+        pause_s = _EVERY_S
         while self._some.wait() and not self._closed.is_set() and not self._held.lost.is_set():
             self._some.clear()
             with self._lock:
                 batch = self._sending = self._pending
                 self._pending = []
             names = {"campaign": self._held.lease.campaign, "number": self._held.lease.number, "reports": len(batch)}
+            sent_s = time.monotonic()
             try:
                 self._store.reports.add(self._held.lease, batch)
             except LeaseLostError:
@@ -145,9 +155,11 @@ class ReportSender:
                 _log.exception("reports dropped", extra={"action": "reports-refused", **names})
                 self._written()
             else:
-                self._held.confirmed()
+                now_s = time.monotonic()
+                pause_s = apart_s(now_s - began_s, now_s - sent_s)
+                self._held.confirmed(pause_s)
                 self._written()
-            self._closed.wait(apart_s(time.monotonic() - began_s))
+            self._closed.wait(pause_s)
 
     def _put_back(self, batch: list[Report], *, on_disk: bool = False) -> int:
         """Take back reports that the store did not take; return how many of them there was room for.

@@ -137,10 +137,10 @@ def test_keeper_outlives_an_unexpected_error(
 def test_what_a_report_has_confirmed_is_not_asked_for_until_the_next_one_is_missing(
     store: MongoStore, keeper: LeaseKeeper, clock: ManualClock
 ) -> None:
-    """A cancellation is noticed 3.5 s after the last report was taken, or by the next report before."""
+    """A cancellation is noticed half a second after the next report was due, or by that report."""
     quiet, reporting = (keeper.hold(claim(store, token), 10.0) for token in ("quiet", "reporting"))
     clock.advance(1.0)
-    reporting.confirmed()
+    reporting.confirmed(3.0)
     store.trials.cancel("demo")
     clock.advance(0.5)
     keeper.check()
@@ -160,7 +160,7 @@ def test_something_heard_is_asked_for_whatever_reports_have_confirmed(
 ) -> None:
     held = keeper.hold(claim(store, "mine"), 10.0)
     clock.advance(1.0)
-    held.confirmed()
+    held.confirmed(3.0)
     store.trials.cancel("demo")
     keeper.check(heard=True)
     keeper.check()  # takes nothing back
@@ -173,6 +173,6 @@ def test_the_confirmation_of_a_lease_that_was_dropped_is_nothing(
 ) -> None:
     held = keeper.hold(claim(store, "mine"), 10.0)
     keeper.drop(held.lease)
-    held.confirmed()
+    held.confirmed(3.0)
     keeper.check()
     assert keeper.step() == SEEN_S
