@@ -37,6 +37,7 @@ class Groups:
     Attributes:
         tally: Of the bad group.
         good: Rows of the good group, oldest first.
+        ranks: How many of the good group are better than each of them; of equal ones the older counts as better.
         bad: Whether a row is in the bad group; (capacity,).
         blocks: Numbers in the bad group.
     """
@@ -52,6 +53,7 @@ class Groups:
         self._done = 0
         self._limit = math.inf
         self.good: Ints = np.zeros(0, dtype=np.int64)
+        self.ranks: Ints = np.zeros(0, dtype=np.int64)
         self.bad: Bools = np.zeros(0, dtype=bool)
         self.tally.clear()
         self.blocks = Blocks(self.tally)
@@ -81,7 +83,8 @@ class Groups:
             rows = np.flatnonzero(losses <= np.partition(losses, count - 1)[count - 1])
         rows = rows[np.argsort(losses[rows], kind="stable")][:count]
         self._limit = float(losses[rows[-1]])
-        self._move_to(np.sort(rows), n)
+        self.ranks = np.argsort(rows)
+        self._move_to(rows[self.ranks], n)
 
     def _move_to(self, good: Ints, n: int) -> None:
         table, done = self._table, self._done

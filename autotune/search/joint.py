@@ -2,7 +2,8 @@
 
 Each trial of a group of trials is one kernel, a product over the parameters; so is the prior. Candidates are whole
 configurations, and the best of them has the largest ratio of the two joint densities. Widths and the kernels of
-categories are those of Optuna 5 (``_ParzenEstimator``), see `kernels`.
+categories are those of Optuna 5 (``_ParzenEstimator``), see `kernels`. Unlike there the better of the good trials
+weigh more: of n in order of loss the i-th, from 0, weighs (n - i) ** focus.
 
 Parameters that are active under the same condition are modelled together, from the trials in which they are, and
 apart from those under other conditions (``group=True`` in Optuna).
@@ -13,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from autotune.search.candidates import Raw
-from autotune.search.columns import Ints
+from autotune.search.columns import Array, Ints
 from autotune.search.groups import Groups
 from autotune.search.kernels import Kernels
 from autotune.search.sites import Sites
@@ -29,10 +30,12 @@ class JointProposer:
         table: The trials.
         prior_weight: Weight of the prior relative to one trial.
         sites: Of the table's columns.
+        focus: How much more the better of the good trials weigh; 0: all weigh the same.
     """
 
-    def __init__(self, table: Table, prior_weight: float, sites: Sites) -> None:
+    def __init__(self, table: Table, prior_weight: float, sites: Sites, focus: float = 0.0) -> None:
         self._table, self._sites, self._columns = table, sites, table.columns
+        self._focus = focus
         self.epoch = table.epoch
         self._parts = [
             (
@@ -48,8 +51,15 @@ class JointProposer:
         """Bring the densities in step with the groups."""
         bad = np.flatnonzero(groups.bad[: len(self._table)])
         for numeric, choices, good_kernels, bad_kernels in self._parts:
-            good_kernels.update(self._active(groups.good, numeric, choices))
+            good = self._active(groups.good, numeric, choices)
+            good_kernels.update(good, self._shares(groups, good) if self._focus else None)
             bad_kernels.update(self._active(bad, numeric, choices)[-MOST:])
+
+    def _shares(self, groups: Groups, rows: Ints) -> Array:
+        """Return what rows of the good group weigh, 1 in the mean."""
+        ranks = groups.ranks[np.searchsorted(groups.good, rows)]
+        weights: Array = (len(rows) - np.argsort(np.argsort(ranks)).astype(np.float64)) ** self._focus
+        return weights * (len(rows) / weights.sum()) if len(rows) else weights
 
     def _active(self, rows: Ints, numeric: list[int], choices: list[int]) -> Ints:
         """Return those rows in which the parameters of a part are active."""

@@ -93,12 +93,18 @@ class Kernels:
         now = self._kept[:, self._begin : self._begin + self._count + 1]
         return now[:d], now[d : 2 * d], now[2 * d :]
 
-    def update(self, rows: Ints) -> None:
+    def update(self, rows: Ints, shares: Array | None = None) -> None:
         """Take these rows of the table, sorted, as the group.
 
         Args:
             rows: Trials in which all the parameters are active.
+            shares: What each trial weighs, 1 in the mean; None: all the same but for linear forgetting.
         """
+        self._take(rows)
+        if shares is not None:
+            self._share(shares)
+
+    def _take(self, rows: Ints) -> None:
         old, n, m = self._rows, len(rows), len(self._rows)
         gone = int(old.searchsorted(rows[0])) if n else m
         stay = m - gone
@@ -193,14 +199,17 @@ class Kernels:
     def _weigh(self) -> None:
         """Compute what depends on the number of kernels alone."""
         n, counts = self._count, self._option_counts
-        weights = np.append(forgetting(np.array([float(n)]), n)[0], self._prior_weight)
-        self._weights: Array = weights / weights.sum()
-        self._cumulative: Array = np.cumsum(self._weights)[:-1]
+        self._share(forgetting(np.array([float(n)]), n)[0])
         # Probabilities of options: where it is not the trial's own, and the trial's own.
         other = self._option_prior * counts[self._of_option] * (self._prior_weight / (n + 1))
         total = np.bincount(self._of_option, other, len(counts))[self._of_option] + 1.0
         self._other, self._alike = other / total, (other + 1.0) / total
         self._option_draws: Array | None = None
+
+    def _share(self, shares: Array) -> None:
+        weights = np.append(shares, self._prior_weight)
+        self._weights: Array = weights / weights.sum()
+        self._cumulative: Array = np.cumsum(self._weights)[:-1]
 
     def _take_options(self, first: int) -> None:
         """Set the factors of options from this kernel on."""

@@ -34,7 +34,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "split": "linear",
         "liar": "mean",
         "multivariate": True,
-        "independent": 0.3,
+        "independent": 0.0,
+        "focus": 2.0,
         "avoid_failures": True,
     },
     "hyperopt_tpe": _HYPEROPT,
@@ -42,6 +43,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "grid": {"seed": 0},
 }
 _WORDS = {"liar": LIARS, "split": tuple(GAMMAS)}
+_MOST_FOCUS = 10
 _SMALLEST = {"seed": 0, "startup": 1, "candidates": 1}
 
 
@@ -52,10 +54,9 @@ def search_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         settings: ``algorithm`` (``tpe`` by default, ``hyperopt_tpe``, ``random``, ``grid``, or the name of an
             entry point of group ``autotune.search``), ``seed`` (0); for tpe also ``startup`` (10), ``gamma`` (0.1, or
             0.25 with ``split: sqrt``), ``candidates`` (24), ``prior_weight`` (1.0), ``split`` (linear), ``liar``
-            (mean), ``multivariate`` (true) and ``independent`` (0.3); for hyperopt_tpe ``startup`` (20), ``gamma``
-            (0.25), ``candidates`` (24) and ``prior_weight`` (1.0); for tpe and random ``avoid_failures`` (true,
-            false). The settings of an entry point are passed on as they
-            are, with the seed filled in.
+            (mean), ``multivariate`` (true), ``independent`` (0) and ``focus`` (2); for hyperopt_tpe ``startup`` (20),
+            ``gamma`` (0.25), ``candidates`` (24) and ``prior_weight`` (1.0); for tpe and random ``avoid_failures``
+            (true, false). The settings of an entry point are passed on as they are, with the seed filled in.
 
     Raises:
         CampaignError: Unknown algorithm or key (names the nearest known one), or a value out of range.
@@ -83,7 +84,7 @@ def stored_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the settings of a stored campaign; what its release did not have yet is off."""
     if settings.get("algorithm", "tpe") != "tpe":
         return settings
-    return {"split": "sqrt", "multivariate": False, "independent": 0.0, **settings}
+    return {"split": "sqrt", "multivariate": False, "independent": 0.0, "focus": 0.0, **settings}
 
 
 def make_search(settings: Mapping[str, Any]) -> Search:
@@ -129,6 +130,10 @@ def _checked(key: str, value: Any) -> int | float | str:
     if key == "independent":
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise CampaignError(f"search setting {key}: {value!r} is not a share from 0 to 1; correct it")
+        return float(value)
+    if key == "focus":
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST_FOCUS:
+            raise CampaignError(f"search setting {key}: {value!r} is not a number from 0 to {_MOST_FOCUS}; correct it")
         return float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
         raise CampaignError(f"search setting {key}: {value!r} is not a positive number; correct it")

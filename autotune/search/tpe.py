@@ -63,6 +63,8 @@ class Tpe:
         multivariate: Whether parameters are modelled together (see `joint`), not each on its own.
         independent: With ``multivariate``, the share of proposals that model each parameter on its own all the same:
             they combine good values of different trials; 0 to 1.
+        focus: With ``multivariate``, how much more the better ones of the good trials weigh in its joint density, see
+            `joint`; 0: all the same, but for linear forgetting.
         avoid_failures: Whether proposals keep away from where trials failed for a cause that lies in the
             configuration (see `avoidance`). Without such failures it changes nothing.
     """
@@ -76,6 +78,7 @@ class Tpe:
     liar: str = "mean"
     multivariate: bool = False
     independent: float = 0.0
+    focus: float = 0.0
     avoid_failures: bool = True
     _memory: Memory = field(default_factory=Memory, repr=False, compare=False)
     _avoidance: Avoidance = field(default_factory=Avoidance, repr=False, compare=False)
@@ -149,7 +152,7 @@ class Tpe:
         state.groups.split(losses, GAMMAS[self.split] if self.gamma is None else self.gamma, self.split)
         if self.multivariate and _chance(self.seed, number) >= self.independent:
             if state.joint is None or state.joint.epoch != table.epoch:
-                state.joint = JointProposer(table, self.prior_weight, state.sites)
+                state.joint = JointProposer(table, self.prior_weight, state.sites, self.focus)
             state.joint.update(state.groups)
             return state.joint
         known = state.good

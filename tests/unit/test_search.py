@@ -270,7 +270,8 @@ def test_observations_are_checked() -> None:
 
 def test_settings_are_filled_in() -> None:
     full = {"algorithm": "tpe", "seed": 0, "startup": 10, "gamma": 0.1, "candidates": 24, "prior_weight": 1.0}
-    more = {"split": "linear", "liar": "mean", "multivariate": True, "independent": 0.3, "avoid_failures": True}
+    more = {"split": "linear", "liar": "mean", "multivariate": True, "independent": 0.0,
+            "focus": 2.0, "avoid_failures": True}  # fmt: skip
     assert search_settings({}) == full | more
     assert search_settings({"split": "sqrt"}) == full | more | {"split": "sqrt", "gamma": 0.25}
     assert search_settings({"algorithm": "hyperopt_tpe", "gamma": 1}) == full | {
@@ -286,10 +287,11 @@ def test_settings_are_filled_in() -> None:
 def test_a_stored_campaign_keeps_its_algorithm() -> None:
     """Settings that its release did not have are off, whatever the defaults are now."""
     old = {"algorithm": "tpe", "seed": 0, "startup": 20, "gamma": 0.25, "candidates": 24, "prior_weight": 1.0}
-    hyperopt = {"multivariate": False, "split": "sqrt", "independent": 0.0}
+    hyperopt = {"multivariate": False, "split": "sqrt", "independent": 0.0, "focus": 0.0}
     assert search_settings(stored_settings(old)) == search_settings({**old, **hyperopt})
     joint = {**old, "split": "linear", "multivariate": True, "liar": "mean"}
     assert search_settings(stored_settings(joint))["independent"] == 0.0
+    assert search_settings(stored_settings({**joint, "independent": 0.3}))["focus"] == 0.0
     assert stored_settings({"algorithm": "random", "seed": 1}) == {"algorithm": "random", "seed": 1}
 
 
@@ -310,6 +312,8 @@ def test_a_stored_campaign_keeps_its_algorithm() -> None:
         ({"gamma": math.nan}, "search setting gamma: nan is not a positive number"),
         ({"prior_weight": "1"}, "search setting prior_weight: '1' is not a positive number"),
         ({"independent": 1.5}, "search setting independent: 1.5 is not a share from 0 to 1"),
+        ({"focus": -1}, "search setting focus: -1 is not a number from 0 to 10"),
+        ({"focus": "2"}, "search setting focus: '2' is not a number from 0 to 10"),
         ({"independent": True}, "search setting independent: True is not a share from 0 to 1"),
         ({"liar": "median"}, "search setting liar: 'median' is none of mean, worst, best"),
         ({"liar": 1}, "search setting liar: 1 is none of mean, worst, best"),

@@ -41,7 +41,8 @@ JOINT: dict[str, Any] = {"multivariate": True, "split": "linear", "startup": 10,
 KINDS: list[dict[str, Any]] = [
     HYPEROPT,
     {**JOINT, "independent": 0.0},
-    {**JOINT, "independent": 0.3},
+    {**JOINT, "focus": 2.0},
+    {**JOINT, "independent": 0.3, "focus": 1.0},
     {**HYPEROPT, "liar": "worst"},
     {**JOINT, "multivariate": False},
 ]
@@ -290,6 +291,41 @@ def test_kernels_of_the_latest_trials_equal_new_ones(seed: int) -> None:
         end += int(rng.integers(2, 9)) if chance < 0.1 else 40 if chance < 0.13 else int(chance < 0.9)
         if chance > 0.9:
             out.add(int(rng.choice(rows)))
+
+
+@pytest.mark.parametrize("focus", [0.0, 1.0, 2.5])
+def test_better_ones_of_the_good_trials_weigh_more(focus: float) -> None:
+    """Of n in order of loss the i-th weighs (n - i) ** focus, 1 in the mean; also of those under one condition."""
+    choice = {"choice": ["none", {"y": {"float": [0, 1]}}]}
+    space = parse_space({"x": {"float": [0, 1]}, "c": choice})
+    state, history = _State(space, Memory()), told(space, 120)
+    state.table.sync(history)
+    losses = state.table.model_losses("mean")
+    assert losses is not None
+    state.groups.split(losses, 0.1, "linear")
+    best = sorted((o for o in history), key=lambda o: (o.loss, o.number))[:12]
+    proposer = JointProposer(state.table, 1.0, state.sites, focus)
+    proposer.update(state.groups)
+    for numeric, _, good, _ in proposer._parts:
+        here = [o.number for o in best if numeric == [0] or o.params["c"] != "none"]
+        weights = {number: float(len(here) - i) ** focus for i, number in enumerate(here)}
+        mean = sum(weights.values()) / len(weights)
+        expected = np.array([weights[number] / mean for number in sorted(here)] + [1.0])
+        assert good._weights == pytest.approx(expected / expected.sum())
+
+
+def test_the_order_of_the_good_trials_is_followed_when_it_alone_changes() -> None:
+    """With a liar a waiting trial may be good, and what it is worth changes with the others."""
+    space = parse_space({"x": {"float": [0, 1]}})
+    search = Tpe(multivariate=True, focus=2.0, startup=3, gamma=0.9, liar="mean")
+    history = [Observation(number=n, params={"x": n / 10}, state="finished", loss=float(n)) for n in range(6)]
+    waiting = Observation(number=6, params={"x": 0.95}, state="running")
+    for last in (0.5, 100.0, -100.0):
+        end = Observation(number=7, params={"x": 0.05}, state="finished", loss=last)
+        full = [*history, waiting, end]
+        assert search.propose(space, full, 8) == Tpe(
+            multivariate=True, focus=2.0, startup=3, gamma=0.9, liar="mean"
+        ).propose(space, full, 8)
 
 
 def plain_log(state: _State, rows: Ints, x: Array, options: Ints) -> Array:
