@@ -339,21 +339,24 @@ def available(names: list[str]) -> list[str]:
 @click.option("--first-seed", default=0, show_default=True)
 @click.option("--processes", default=2, show_default=True)
 @click.option("--only", multiple=True, help="Searches; all if not given.")
-@click.option("--families", default="function,table,bbob-mixint", show_default=True)
+@click.option(
+    "--families", default="function,table,bbob-mixint", show_default=True, help="NAME:2: each second task of it."
+)
 @click.option("--slots", "counts", multiple=True, type=int, default=SLOTS, show_default=True)
-@click.option("--every", default=1, show_default=True, help="Take each so manieth task of a family.")
 @click.option("--against", default="tpe", show_default=True)
 @click.option("--runs", "runs_path", type=click.Path(dir_okay=False, path_type=Path), help="Keeps the runs.")
 @click.option("--name", default="search_quality", show_default=True, help="Of the file in results/; empty: none.")
 def main(
     seeds: int, first_seed: int, processes: int, only: tuple[str, ...], families: str, counts: tuple[int, ...],
-    every: int, against: str, runs_path: Path | None, name: str,
+    against: str, runs_path: Path | None, name: str,
 ) -> None:  # fmt: skip
     """Run, print tables, write results/NAME.json."""
     for library in ("OMP", "OPENBLAS", "MKL"):
         os.environ[f"{library}_NUM_THREADS"] = "1"
     searches = available(list(only) or list(SEARCHES))
-    tasks = [t for f in families.split(",") for t in [t for t in all_tasks().values() if t.family == f][::every]]
+    tasks = []
+    for family, _, every in (part.partition(":") for part in families.split(",")):
+        tasks += [t for t in all_tasks().values() if t.family == family][:: int(every or 1)]
     jobs = [
         (t.name, search, slots, seed)
         for t in tasks for slots in counts for search in searches for seed in range(first_seed, first_seed + seeds)
@@ -372,6 +375,11 @@ def main(
         ]  # fmt: skip
         print(f"\n{slots} slots: mean rank (95% interval); normalised regret")
         print(common.table(["search", *(f"after {n}" for n in AFTER)], rows), flush=True)
+        rows = [
+            [r["search"], r["rank_less_ours"], *r["rank_less_ours_interval"], r["p"]]
+            for r in figures if r["slots"] == slots and r["after"] == TRIALS and "p" in r
+        ]  # fmt: skip
+        print(common.table(["search", f"rank less that of {against}", "from", "to", "p"], rows), flush=True)
     if not name:
         return
     content = {
@@ -386,7 +394,8 @@ def main(
         },
     }
     packages = common.versions("autotune", "hyperopt", "numpy", "optuna", "smac", "coco-experiment", "scikit-learn")
-    print(common.write(name, f"python benchmarks/search_quality.py --seeds {seeds}", content, packages))
+    command = f"python benchmarks/search_quality.py --seeds {seeds} --families {families}"
+    print(common.write(name, command, content, packages))
 
 
 if __name__ == "__main__":
