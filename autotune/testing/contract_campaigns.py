@@ -36,6 +36,14 @@ class CampaignContract:
         assert found.created_at is not None
         assert found.ended_at is None
 
+    def test_any_tells_whether_a_campaign_is_in_a_state(self, store: MongoStore) -> None:
+        assert not store.campaigns.any([RUNNING])
+        store.campaigns.create(campaign_record())
+        assert store.campaigns.any([RUNNING])
+        assert store.campaigns.any(list(CampaignState))
+        assert not store.campaigns.any([CampaignState.PAUSED, CampaignState.FINISHED])
+        assert not store.campaigns.any([])
+
     def test_create_is_idempotent(self, store: MongoStore) -> None:
         assert store.campaigns.create(campaign_record())
         first = store.campaigns.get(CAMPAIGN)

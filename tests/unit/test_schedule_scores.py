@@ -10,7 +10,7 @@ import pytest
 from autotune.planning import spared
 from autotune.schedule import Action, Promote, Propose, Prune
 from autotune.trial import Report, Trial, TrialState
-from workers.reports import BestReported
+from workers.reports import BestReported, apart_s
 
 
 def trial(state: TrialState = TrialState.RUNNING, **more: Any) -> Trial:
@@ -65,3 +65,16 @@ def test_without_room_one_trial_begins_where_everybody_waits() -> None:
     assert spared([trial(TrialState.PAUSED), trial(TrialState.FINISHED)], ACTIONS) == [Propose(), Prune(number=3)]
     promotion = Promote(number=1, rung=1)
     assert spared([trial(TrialState.PAUSED)], [promotion, *ACTIONS]) == [promotion, Prune(number=3)]
+
+
+@pytest.mark.parametrize(
+    ("since_s", "took_s", "expected"),
+    [
+        (0.0, 0.001, 0.5), (5.0, 0.001, 0.5), (20.0, 0.001, 2.0), (30.0, 0.001, 3.0), (1e6, 0.001, 3.0),
+        (0.0, 0.05, 2.5), (1e6, 0.05, 3.0), (1e6, 0.1, 5.0), (0.0, 0.2, 6.0), (1e6, 60.0, 6.0),
+    ],
+)  # fmt: skip
+def test_reports_go_out_the_more_seldom_the_older_the_training_and_the_slower_the_store(
+    since_s: float, took_s: float, expected: float
+) -> None:
+    assert apart_s(since_s, took_s) == pytest.approx(expected)
