@@ -8,7 +8,8 @@ Ranks are within a task and a seed, ties shared; the mean rank is over all tasks
 bootstrap over tasks and seeds. Regret is normalised per task: 0 is the best value anybody found, 1 the median of
 random search after 25 trials. Searches are compared with ``--against`` by a paired bootstrap of the difference of ranks
 over tasks, and by Wilcoxon's signed-rank test of these differences. With ``--runs FILE`` each run is written to a file
-as it ends, and runs that are there are not made again: a comparison can be made in pieces.
+as it ends, and runs that are there are not made again: a comparison can be made in pieces. (Delete the runs of a search
+that has changed.)
 
     python benchmarks/search_quality.py [--seeds 30] [--processes 2] [--only SEARCH ...] [--families ...]
 """
@@ -256,8 +257,8 @@ def runs(jobs: list[Job], processes: int, path: Path | None) -> Iterator[tuple[J
     """Yield the runs of jobs, those of the file first; append the others to it."""
     known: dict[Job, tuple[list[float], float]] = {}
     if path is not None and path.exists():
-        with path.open() as lines:
-            known = {tuple(job): (best, cpu_s) for job, best, cpu_s in map(json.loads, lines)}
+        whole = [line for line in path.read_text().splitlines() if line.endswith("]")]  # the last may be torn
+        known = {tuple(job): (best, cpu_s) for job, best, cpu_s in map(json.loads, whole)}
     for job in jobs:
         if job in known:
             yield job, *known[job]
@@ -394,7 +395,8 @@ def main(
         },
     }
     packages = common.versions("autotune", "hyperopt", "numpy", "optuna", "smac", "coco-experiment", "scikit-learn")
-    command = f"python benchmarks/search_quality.py --seeds {seeds} --families {families}"
+    command = f"python benchmarks/search_quality.py --seeds {seeds} --first-seed {first_seed} --families {families}"
+    command += "".join(f" --only {search!r}" for search in only)
     print(common.write(name, command, content, packages))
 
 

@@ -38,7 +38,7 @@ class Held:
         lost: Set when the store says that it is gone.
         ending: Set when the trial's end is being written: from then on only that write can say that the lease is gone.
         confirmed: To be called after a write that the store takes from this lease alone, with the seconds until the
-            next one is due.
+            next one is due. (From another one too while servers change; the next write tells.)
     """
 
     lease: Lease
@@ -143,19 +143,26 @@ class LeaseKeeper:
         with self._lock:
             due = [h for token, h in self._held.items() if self._due_s(token) <= now_s and not h.lost.is_set()]
             asked = [h for token, h in self._held.items() if self._asks_s(token) <= now_s and not h.lost.is_set()]
-        if due:
-            self.renew(due)
+            # Taken out before the store is asked: what is heard from now on is asked for anew.
+            taken = {h.lease.token: self._checked.pop(h.lease.token, None) for h in [*due, *asked]}
         asked = [h for h in asked if h not in due]
-        if asked:
-            self._mark(asked, self._store.trials.held([h.lease.token for h in asked]))
+        try:
+            if due:
+                self.renew(due)
+            if asked:
+                self._mark(asked, self._store.trials.held([h.lease.token for h in asked]))
+        except BaseException:
+            with self._lock:
+                for token, heard in taken.items():
+                    if heard is not None and token in self._held:
+                        self._checked[token] = heard or self._checked.get(token, False)
+            raise
         if due or now_s - self._seen_s >= SEEN_S:
             self._store.workers.seen(self._worker_id)
             self._seen_s = now_s
         with self._lock:
             self._renewed_s.update((h.lease.token, now_s) for h in due if h.lease.token in self._held)
             self._asked_s.update((h.lease.token, now_s) for h in [*due, *asked] if h.lease.token in self._held)
-            for h in [*due, *asked]:
-                self._checked.pop(h.lease.token, None)
             times_s = [
                 min(self._due_s(token), self._asks_s(token)) for token, h in self._held.items() if not h.lost.is_set()
             ]

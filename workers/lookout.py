@@ -59,6 +59,7 @@ class Lookout:
         self._campaign_calls = 0
         self._waiting = 0
         self._pause_s = _POLL_OFTEN_S
+        self._most_s = _POLL_SELDOM_S
 
     def calls(self) -> int:
         """Return how often the slots were called so far; to be read before looking for work."""
@@ -89,7 +90,8 @@ class Lookout:
             blocked: Whether what it waits for is not in the store, so that nothing is heard of it.
         """
         called = (self.hears or self._asks) and not blocked
-        timeout_s = random.uniform(0.5, 1.0) * _QUIET_S if called else _IDLE_S
+        quiet_s = max(_QUIET_S, 4.0 * self._most_s) if self._asks else _QUIET_S
+        timeout_s = random.uniform(0.5, 1.0) * quiet_s if called else _IDLE_S
         with self._work:
             self._waiting += 1
             self._work.notify_all()
@@ -133,7 +135,7 @@ class Lookout:
 
     def _ask(self, most_s: float) -> None:
         """Call the slots now and then while one waits, less and less often, `most_s` seconds apart at the most."""
-        self._asks = True
+        self._asks, self._most_s = True, most_s
         began_s = waited_s = time.monotonic()
         while not self._over(began_s) and time.monotonic() - waited_s < _LINGER_S + most_s:
             self._stop.wait(random.uniform(0.5, 1.5) * self._pause_s)

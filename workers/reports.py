@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 _EVERY_S = 0.5
 _SELDOM_S, _MOST_S = 3.0, 6.0
-_SHARE = 0.02  # of the time that a batch may take of a busy store
+_SHARE = 0.02  # of a training's time that its batches may take
 MAX_PENDING = 10_000
 """While the store is away, so many of the latest reports are kept."""
 
@@ -30,7 +30,8 @@ MAX_PENDING = 10_000
 def apart_s(since_s: float, took_s: float) -> float:
     """Return the seconds from one batch of reports to the next: a tenth of the training's age, 0.5 to 3.
 
-    Where the store is slow to answer, because many workers write, it is up to 6 s, so that they write less.
+    Where the store answers slowly it is up to 6 s (from 120 ms on): if that is because many workers write, they write
+    less.
 
     Args:
         since_s: Seconds since the training's first report.

@@ -78,6 +78,7 @@ class Groups:
         if split == "linear":
             losses = np.where(kinds == WAITING, np.nan, losses)
         count = good_count(int(np.count_nonzero(~np.isnan(losses))), gamma, split)
+        count = max(1, min(count, int(np.count_nonzero(losses < np.inf))))  # what failed is never good
         rows = np.flatnonzero(losses <= self._limit)
         if len(rows) < count:
             rows = np.flatnonzero(losses <= np.partition(losses, count - 1)[count - 1])

@@ -1,7 +1,8 @@
 """The contract of a trial store, in prose. `autotune.store.mongo` carries it out on MongoDB.
 
-**Acknowledged means kept.** A method that returns has written with majority write concern, journaled. A method
-that raises `StoreUnreachableError` may or may not have written; calling it again with the same arguments is safe.
+**Acknowledged means kept.** A method that returns has written with majority write concern, journaled; but for
+`Workers.seen`, which is repeated anyway, and the step that `Reports.add` notes beside the reports. A method that raises
+`StoreUnreachableError` may or may not have written; calling it again with the same arguments is safe.
 
 **One owner.** Every write to a running trial (`renew`, `report`, `finish`, `fail`, `release`) carries the lease's
 token in the filter of the same atomic operation. A writer whose token is no longer the trial's gets

@@ -176,3 +176,44 @@ def test_the_confirmation_of_a_lease_that_was_dropped_is_nothing(
     held.confirmed(3.0)
     keeper.check()
     assert keeper.step() == SEEN_S
+
+
+def test_what_is_heard_while_the_store_is_asked_is_asked_for_again(
+    store: MongoStore, keeper: LeaseKeeper, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, ask = keeper.hold(claim(store, "mine"), 10.0), store.trials.held
+
+    def cancelled_meanwhile(tokens: list[str]) -> set[str]:
+        found = ask(tokens)
+        store.trials.cancel("demo")
+        keeper.check(heard=True)
+        return found
+
+    clock.advance(1.0)
+    keeper.check()
+    with monkeypatch.context() as patched:
+        patched.setattr(store.trials, "held", cancelled_meanwhile)
+        keeper.step()
+    assert not held.lost.is_set()
+    clock.advance(1.0)
+    keeper.step()
+    assert held.lost.is_set()
+
+
+def test_what_could_not_be_asked_is_asked_for_later(
+    store: MongoStore, keeper: LeaseKeeper, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = keeper.hold(claim(store, "mine"), 10.0)
+    clock.advance(1.0)
+    store.trials.cancel("demo")
+    keeper.check()
+
+    def away(_: list[str]) -> set[str]:
+        raise StoreError("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.trials, "held", away)
+        with pytest.raises(StoreError):
+            keeper.step()
+    keeper.step()
+    assert held.lost.is_set()

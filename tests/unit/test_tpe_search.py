@@ -314,18 +314,36 @@ def test_better_ones_of_the_good_trials_weigh_more(focus: float) -> None:
         assert good._weights == pytest.approx(expected / expected.sum())
 
 
-def test_the_order_of_the_good_trials_is_followed_when_it_alone_changes() -> None:
-    """With a liar a waiting trial may be good, and what it is worth changes with the others."""
-    space = parse_space({"x": {"float": [0, 1]}})
-    search = Tpe(multivariate=True, focus=2.0, startup=3, gamma=0.9, liar="mean")
-    history = [Observation(number=n, params={"x": n / 10}, state="finished", loss=float(n)) for n in range(6)]
-    waiting = Observation(number=6, params={"x": 0.95}, state="running")
-    for last in (0.5, 100.0, -100.0):
-        end = Observation(number=7, params={"x": 0.05}, state="finished", loss=last)
-        full = [*history, waiting, end]
-        assert search.propose(space, full, 8) == Tpe(
-            multivariate=True, focus=2.0, startup=3, gamma=0.9, liar="mean"
-        ).propose(space, full, 8)
+def test_what_trials_weigh_is_followed_when_it_alone_changes() -> None:
+    """A waiting trial may be good (``split: sqrt``), and what it is worth changes with the others."""
+    state = _State(parse_space(KERNEL_SPACE), Memory())
+    state.table.sync(told(parse_space(KERNEL_SPACE), 12))
+    kernels = Kernels(state.table, [0, 1, 2, 3, 4], [0, 1], 1.0, state.sites)
+    rows = np.arange(3, 7)
+    for shares in ([2.0, 1.0, 0.5, 0.5], [0.5, 0.5, 1.0, 2.0]):
+        kernels.update(rows, np.array(shares))
+        assert kernels._weights == pytest.approx(np.array([*shares, 1.0]) / 5.0)
+    new = Kernels(state.table, [0, 1, 2, 3, 4], [0, 1], 1.0, state.sites)
+    new.update(rows, np.array(shares))
+    x, options = kernels.draw(24, np.random.default_rng(0))
+    assert np.array_equal(x, new.draw(24, np.random.default_rng(0))[0])
+    assert np.array_equal(kernels.log(x, options), new.log(x, options))
+
+
+@pytest.mark.parametrize("settings", [{"gamma": 1.5, "split": "linear"}, {"gamma": 4.0, "split": "sqrt"}])
+@pytest.mark.parametrize("failed", [0, 11])
+def test_what_failed_is_never_good_however_many_should_be(settings: dict[str, Any], failed: int) -> None:
+    state = _State(PLANE, Memory())
+    made = [
+        Observation(number=o.number, params=o.params, state="failed") if o.number < failed else o
+        for o in told(PLANE, 12)
+    ]
+    state.table.sync(made)
+    losses = state.table.model_losses("mean")
+    assert losses is not None
+    state.groups.split(losses, settings["gamma"], settings["split"])
+    assert state.groups.good.tolist() == list(range(failed, 12))
+    assert Tpe(startup=1, multivariate=True, focus=2.0, **settings).propose(PLANE, made, 12) is not None
 
 
 def plain_log(state: _State, rows: Ints, x: Array, options: Ints) -> Array:
