@@ -13,7 +13,7 @@ import numpy as np
 
 from autotune.search.columns import Array, Ints
 from autotune.search.parzen import FINEST, forgetting, normal_cdf
-from autotune.search.ranking import Ranking
+from autotune.search.ranking import SINGLY, Ranking
 from autotune.search.sites import Sites
 from autotune.search.table import Table
 
@@ -141,27 +141,40 @@ class Kernels:
         self._kept[:, self._begin + n] = prior
         means[:, stay:n] = self._table.places[rows[stay:]].T[self._numeric]
         sigmas[:, stay:n] = np.nan
-        self._ranking.drop(gone)
-        self._ranking.append(means[:, stay:n])
+        self._rank(np.arange(m) - gone, np.arange(stay, n))
         return stay
+
+    def _rank(self, to: Ints, fresh: Ints) -> None:
+        """Put the trials in order; to: new number by old one, negative of those that went; fresh: the new ones."""
+        means = self._views()[0][:, :-1]
+        if len(fresh) > SINGLY or len(fresh) == means.shape[1]:
+            self._ranking.renew(means)
+        else:
+            self._ranking.change(to, fresh, means[:, fresh])
 
     def _rearrange(self, rows: Ints) -> None:
         """Take in rows, whatever came before."""
-        old, n = self._rows, len(rows)
-        to = np.searchsorted(rows, old)
-        kept = to < n
-        kept[kept] = rows[to[kept]] == old[kept]
-        to = np.append(to[kept], n)  # new numbers of the kernels that stay, the prior's last
-        source = self._begin + np.append(np.flatnonzero(kept), len(old))
-        after = np.full((len(self._kept), max(64, 2 * (n + 1))), np.nan)
-        after[:, to] = self._kept[:, source]
+        old, n, m = self._rows, len(rows), len(self._rows)
+        at = np.searchsorted(rows, old)
+        kept = at < n
+        kept[kept] = rows[at[kept]] == old[kept]
+        to = np.append(at[kept], n)  # new numbers of the kernels that stay, the prior's last
+        source = np.append(np.flatnonzero(kept), m)
+        after = np.empty((len(self._kept), max(64, 2 * (n + 1))))
+        # Runs of kernels that stay side by side are copied together.
+        ends = np.append(np.flatnonzero((np.diff(to) != 1) | (np.diff(source) != 1)) + 1, len(to))
+        begin = 0
+        for end in ends.tolist():
+            first = self._begin + int(source[begin])
+            after[:, to[begin] : to[begin] + end - begin] = self._kept[:, first : first + end - begin]
+            begin = end
         self._kept, self._begin, self._rows, self._count = after, 0, rows, n
-        fresh = np.ones(n, dtype=bool)
-        fresh[to[:-1]] = False
-        means, _, _ = self._views()
-        means[:, :-1][:, fresh] = self._table.places[rows[fresh]].T[self._numeric]
-        after[-1] = 0.0
-        self._ranking.renew(means[:, :-1])
+        fresh = np.setdiff1d(np.arange(n), to[:-1], assume_unique=True)
+        means, sigmas, factors = self._views()
+        means[:, fresh] = self._table.places[rows[fresh]].T[self._numeric]
+        sigmas[:, fresh] = np.nan
+        factors[:, fresh] = 0.0
+        self._rank(np.where(kept, at, -1), fresh)
 
     def _compute(self, changed: np.ndarray) -> None:
         """Compute anew the factors of numeric columns, where means or widths changed."""

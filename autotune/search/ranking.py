@@ -6,7 +6,8 @@ import numpy as np
 
 from autotune.search.columns import Array, Ints
 
-_SINGLY = 4  # more trials than this are not put in one by one
+SINGLY = 4
+"""More trials than this are not put in one by one: `Ranking.renew` is cheaper."""
 
 
 class Ranking:
@@ -21,33 +22,34 @@ class Ranking:
         self._places: Array = np.zeros((columns, 0))  # in that order
         self._rows: Ints = np.arange(columns)
 
-    def drop(self, gone: int) -> None:
-        """Take out the oldest trials; those that stay are numbered from 0 again."""
-        if not gone:
-            return
-        stays = self._order >= gone
-        shape = (len(self._order), self._order.shape[1] - gone)
-        self._order = self._order[stays].reshape(shape) - gone
-        self._places = self._places[stays].reshape(shape)
+    def change(self, to: Ints, fresh: Ints, places: Array) -> None:
+        """Take out trials and put in others.
 
-    def append(self, places: Array) -> None:
-        """Put in younger trials; places: (n_columns, n_new)."""
-        if places.shape[1] > _SINGLY or not self._order.shape[1]:
-            begin = self._order.shape[1]
-            numbers = np.broadcast_to(np.arange(begin, begin + places.shape[1]), places.shape)
-            every, known = np.append(self._order, numbers, axis=1), np.append(self._places, places, axis=1)
-            again = np.argsort(known, axis=1, kind="stable")
-            self._order, self._places = every[self._rows[:, None], again], known[self._rows[:, None], again]
-            return
-        for new in places.T:
-            columns, n = self._order.shape
-            at = (self._places <= new[:, None]).sum(axis=1)
-            there = np.ones((columns, n + 1), dtype=bool)
-            there[self._rows, at] = False
-            order, known = np.empty((columns, n + 1), dtype=np.int64), np.empty((columns, n + 1))
-            order[there], known[there] = self._order.ravel(), self._places.ravel()
-            order[self._rows, at], known[self._rows, at] = n, new
-            self._order, self._places = order, known
+        Args:
+            to: New number of each trial so far, -1 of one that goes; those that stay keep their order.
+            fresh: Numbers of the new ones, in order.
+            places: Their places, (n_columns, n_fresh).
+        """
+        numbers = to[self._order]
+        if bool((to < 0).any()):
+            stays = numbers >= 0
+            shape = (len(self._rows), int(np.count_nonzero(to >= 0)))
+            numbers, self._places = numbers[stays].reshape(shape), self._places[stays].reshape(shape)
+        self._order = numbers
+        for number, new in zip(fresh.tolist(), places.T, strict=True):
+            self._insert(number, new)
+
+    def _insert(self, number: int, places: Array) -> None:
+        columns, n = self._order.shape
+        before = self._places < places[:, None]
+        before |= (self._places == places[:, None]) & (self._order < number)
+        at = before.sum(axis=1)
+        there = np.ones((columns, n + 1), dtype=bool)
+        there[self._rows, at] = False
+        order, known = np.empty((columns, n + 1), dtype=np.int64), np.empty((columns, n + 1))
+        order[there], known[there] = self._order.ravel(), self._places.ravel()
+        order[self._rows, at], known[self._rows, at] = number, places
+        self._order, self._places = order, known
 
     def renew(self, places: Array) -> None:
         """Forget all, and take these trials; places: (n_columns, n)."""

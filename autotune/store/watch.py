@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any, Self
 
 from pymongo.change_stream import DatabaseChangeStream
@@ -124,9 +125,27 @@ class StreamWatch:
                 change = self._stream.try_next()
                 if change is not None:
                     self._heard_s = time.monotonic()
-                    self.changed = (change.get("ns") or {}).get("coll")
+                    self.changed = self._all_of(change)
                     return True
         return False
+
+    def _all_of(self, change: Mapping[str, Any]) -> str | None:
+        """Take in the changes that came with this one; return the collection that all were in, None if in several.
+
+        Who waits looks at all that has changed: woken once for each, it would fall ever further behind where changes
+        come faster than it looks.
+        """
+        found = {(change.get("ns") or {}).get("coll")}
+        while self._stream is not None and self._has_more():
+            more = self._stream.try_next()
+            if more is not None:
+                found.add((more.get("ns") or {}).get("coll"))
+        return found.pop() if len(found) == 1 else None
+
+    def _has_more(self) -> bool:
+        """Return whether changes of the server's last answer are left; the driver has no public way to ask for that."""
+        has_next = getattr(getattr(self._stream, "_cursor", None), "_has_next", None)
+        return has_next is not None and bool(has_next())
 
     def _ask_every(self, patient: bool) -> None:
         """Go on with the stream where it is, asking as often as is right now."""

@@ -188,6 +188,20 @@ class CampaignContract:
             store.workers.stopped("w")
             assert watch.wait(10)
 
+    def test_changes_that_come_together_wake_once(self, store: MongoStore) -> None:
+        store.campaigns.create(campaign_record(max_trials=20))
+        with store.watch_work() as watch:
+            for number in range(20):
+                propose(store, number)
+            assert watch.wait(10)
+            assert watch.changed == "trials"
+            more = [watch.wait(0.05) for _ in range(3)]
+            assert not more[-1], "20 changes, and at most 3 answers of the server"
+            propose(store, 20)
+            store.campaigns.set_state(CAMPAIGN, PAUSED, expected=[RUNNING])
+            assert watch.wait(10)
+            assert watch.changed in (None, "trials"), "in several, unless the server answered between them"
+
     def test_a_watch_wakes_for_a_change_in_another_thread(self, store: MongoStore) -> None:
         with store.watch_work() as watch, ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(watch.wait, 30)
