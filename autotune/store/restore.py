@@ -235,12 +235,12 @@ class _Job:
 
     def _with_its_time(self, campaign: dict[str, Any]) -> dict[str, Any]:
         """Return a campaign whose running time stands still between backup and restore."""
-        since = campaign.get("running_since")
-        if isinstance(since, datetime):
+        since, ran = campaign.get("running_since"), campaign.get("ran_s", 0.0)
+        if isinstance(since, datetime) and isinstance(ran, int | float):  # else the store refuses it
             taken_at = datetime.fromisoformat(self._file.manifest.taken_at)
             ran_s = (taken_at - since.replace(tzinfo=UTC)).total_seconds()
             now = self._store.connection.client.admin.command("hello")["localTime"]
-            campaign.update(ran_s=float(campaign.get("ran_s", 0.0)) + max(0.0, ran_s), running_since=now)
+            campaign.update(ran_s=float(ran) + max(0.0, ran_s), running_since=now)
         return campaign
 
     def _migrate(self) -> None:

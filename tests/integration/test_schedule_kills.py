@@ -124,14 +124,15 @@ def test_random_kills_leave_the_rungs_of_the_undisturbed_run(
     expected = _tables(store, "calm")
 
     record = _launch(make_campaign, "demo", 0.1)
-    choose, over, delivered = random.Random(11), threading.Event(), 0
+    choose, over = random.Random(11), threading.Event()
     site = _Site(store, store_uri, tmp_path)
     try:
         for victim in VICTIMS:
             site.start()
             wait_until(lambda: processes_of(site.running["worker"].pid)[2:], "a training")
             over.wait(choose.random() * 0.7)
-            delivered += site.kill(victim)
+            while not site.kill(victim):  # the training has ended before its kill
+                wait_until(lambda: processes_of(site.running["worker"].pid)[2:], "a training")
         site.start()
         while _lost(store, "demo") < 3:  # a kill may come when the training's result is out already
             wait_until(lambda: processes_of(site.running["worker"].pid)[2:], "a training")
@@ -141,7 +142,6 @@ def test_random_kills_leave_the_rungs_of_the_undisturbed_run(
         wait_until(lambda: store.campaigns.get("demo").state is not CampaignState.RUNNING, "the end", 60)
     finally:
         site.end()
-    assert delivered >= len(VICTIMS) - 2
     found = _tables(store, "demo")
     assert found == expected
     trials, lost = store.trials.find("demo"), _lost(store, "demo")
