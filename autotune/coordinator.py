@@ -12,7 +12,6 @@ import os
 import secrets
 import socket
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -54,22 +53,9 @@ _RENEW_LEAD_S = 2.0
 _TICK_S = 1.0
 _LEAST_TICK_S = 0.05
 _LOOK_S = 1.0
-_NO_REST_S, _MOST_REST_S = 0.01, 0.5
 _AHEAD = 2
 _LEAST_AT_RUNG = 5
 _BACKOFF_S = (0.1, 5.0)
-
-
-def rest_after(cpu_s: float) -> float:
-    """Return how long a coordinator rests after a step, seconds; what changes meanwhile is looked at together.
-
-    To look over a thousand running trials takes some 20 ms, and they may end faster than that: with rests it is a fifth
-    of the time at the most. Up to 10 ms there is none.
-
-    Args:
-        cpu_s: Processor time that it took to see what there is to do; to do it (to propose, say) does not count.
-    """
-    return min(_MOST_REST_S, max(0.0, 4.0 * (cpu_s - _NO_REST_S)))
 
 
 class Coordinator:
@@ -102,7 +88,6 @@ class Coordinator:
         self._slots: dict[str, int] | None = None
         self._answered_s = -math.inf
         self._wait_s = _TICK_S
-        self._overview_cpu_s = 0.0
 
     def run(self, stop: threading.Event) -> CampaignState | None:
         """Work until the campaign needs no coordinator; return its state, or None when `stop` was set first.
@@ -129,8 +114,6 @@ class Coordinator:
                         if state is not CampaignState.RUNNING:
                             return state
                         pause_s = _BACKOFF_S[0]
-                        if rest_s := rest_after(self._overview_cpu_s):
-                            self._clock.wait(stop, rest_s)
                         watch.wait(self._wait_s)
             except StoreUnreachableError as error:
                 _log.warning("%s", error, extra={"action": "store-away", "campaign": self._name})
@@ -160,12 +143,11 @@ class Coordinator:
         self._answered_s = now_s
         if not only_trials or now_s - self._looked_s >= _LOOK_S:
             self._looked_s, self._slots = now_s, None
-        began_cpu_s, self._overview_cpu_s = time.thread_time(), 0.0
-        state = self._step(record, began_cpu_s)
+        state = self._step(record)
         self._answered_s = self._clock.monotonic_s()
         return state
 
-    def _step(self, record: CampaignRecord, began_cpu_s: float) -> CampaignState:
+    def _step(self, record: CampaignRecord) -> CampaignState:
         if record.state is not CampaignState.RUNNING:
             if record.state in (CampaignState.CANCELLED, CampaignState.FAILED):
                 self._store.trials.cancel(self._name, record.message or f"the campaign is {record.state}")
@@ -195,7 +177,6 @@ class Coordinator:
         )
         if todo.end is not None:
             return self._end(todo, record)
-        self._overview_cpu_s = time.thread_time() - began_cpu_s
         self._act(record, trials, todo, idle=idle, ahead=ahead_of(record) * sum(free.values()))
         return record.state
 

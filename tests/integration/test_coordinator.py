@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from autotune.clock import ManualClock
-from autotune.coordinator import Coordinator, rest_after
+from autotune.coordinator import Coordinator
 from autotune.mirror import Mirror
 from autotune.planning import idle_slots
 from autotune.store.base import CampaignRecord, WorkerRecord
@@ -201,9 +201,3 @@ def test_the_mirror_reads_again_what_has_changed_and_nothing_else(
     assert refreshed() == [2, 3, 4, 5, 6, 7], "one that came and went unseen, too"
     mirror.forget()
     assert refreshed() == list(range(8))
-
-
-def test_rests_are_a_share_of_what_looking_costs_and_small_campaigns_have_none() -> None:
-    assert rest_after(0.0) == rest_after(0.01) == 0.0
-    assert rest_after(0.025) == pytest.approx(0.06)
-    assert rest_after(10.0) == 0.5
