@@ -142,10 +142,12 @@ class LeaseKeeper:
         now_s = self._clock.monotonic_s()
         with self._lock:
             due = [h for token, h in self._held.items() if self._due_s(token) <= now_s and not h.lost.is_set()]
-            asked = [h for token, h in self._held.items() if self._asks_s(token) <= now_s and not h.lost.is_set()]
+            asked = [
+                h for token, h in self._held.items()
+                if self._asks_s(token) <= now_s and not h.lost.is_set() and h not in due
+            ]  # fmt: skip
             # Taken out before the store is asked: what is heard from now on is asked for anew.
             taken = {h.lease.token: self._checked.pop(h.lease.token, None) for h in [*due, *asked]}
-        asked = [h for h in asked if h not in due]
         try:
             if due:
                 self.renew(due)

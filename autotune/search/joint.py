@@ -63,12 +63,13 @@ class JointProposer:
 
     def _active(self, rows: Ints, numeric: list[int], choices: list[int]) -> Ints:
         """Return those rows in which the parameters of a part are active."""
-        labels = list(self._columns.choices) if not numeric else [self._columns.numeric[numeric[0]].label]
-        if self._columns.conditions[labels[0 if numeric else choices[0]]] is None:
+        columns = self._columns
+        label = columns.numeric[numeric[0]].label if numeric else list(columns.choices)[choices[0]]
+        if columns.conditions[label] is None:
             return rows
         if numeric:
             return np.asarray(rows[~np.isnan(self._table.places[rows, numeric[0]])])
-        return np.asarray(rows[self._table.spots[rows, len(self._columns.sites) + choices[0]] >= 0])
+        return np.asarray(rows[self._table.spots[rows, len(columns.sites) + choices[0]] >= 0])
 
     def propose(self, count: int, rng: np.random.Generator) -> Raw:
         """Return decisions by label, of all parameters, also of those that turn out not to be active.

@@ -200,20 +200,23 @@ def test_what_is_heard_while_the_store_is_asked_is_asked_for_again(
     assert held.lost.is_set()
 
 
+@pytest.mark.parametrize("due", [False, True])
 def test_what_could_not_be_asked_is_asked_for_later(
-    store: MongoStore, keeper: LeaseKeeper, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    store: MongoStore, keeper: LeaseKeeper, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, due: bool
 ) -> None:
-    held = keeper.hold(claim(store, "mine"), 10.0)
+    """Whether its renewal was due as well or not."""
+    held = keeper.hold(claim(store, "mine"), 1.0 if due else 10.0)
     clock.advance(1.0)
     store.trials.cancel("demo")
-    keeper.check()
+    keeper.check(heard=True)
 
     def away(_: list[str]) -> set[str]:
         raise StoreError("away")
 
     with monkeypatch.context() as patched:
-        patched.setattr(store.trials, "held", away)
+        patched.setattr(store.trials, "renew" if due else "held", away)
         with pytest.raises(StoreError):
             keeper.step()
+    assert keeper._checked == {"mine": True}
     keeper.step()
     assert held.lost.is_set()
