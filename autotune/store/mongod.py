@@ -55,7 +55,7 @@ class Server:
     @property
     def ending(self) -> bool:
         """Whether its main thread has ended and others have not: it answers no more, and still holds port and data."""
-        return self.alive and _state(self.pid) in "ZX"
+        return self.alive and _status(self.pid)[:1] in (["Z"], ["X"])
 
 
 def find_binary() -> Path:
@@ -155,20 +155,19 @@ def start_ticks(pid: int) -> int | None:
 
     One whose main thread alone has ended looks like a zombie and holds its files and ports until its last thread ends.
     """
-    try:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    status = _status(pid)
+    if not status:
         return None
-    state, threads, started = after_name[0], int(after_name[17]), int(after_name[19])
+    state, threads, started = status[0], int(status[17]), int(status[19])
     return None if state in "ZX" and threads <= 1 else started
 
 
-def _state(pid: int) -> str:
-    """Return the state of a process, ``X`` when there is none."""
+def _status(pid: int) -> list[str]:
+    """Return what ``/proc/PID/stat`` says after the name of a process, its state first; nothing when there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return "X"
+        return []
 
 
 def free_port(preferred: int) -> int:

@@ -247,10 +247,23 @@ KERNEL_SPACE: dict[str, Any] = {
 }  # fmt: skip
 
 
+def kernel_state(count: int) -> _State:
+    """Return the state of `KERNEL_SPACE` with so many trials told."""
+    space = parse_space(KERNEL_SPACE)
+    state = _State(space, Memory())
+    state.table.sync(told(space, count))
+    return state
+
+
+def kernels_of(state: _State) -> Kernels:
+    """Return kernels over all parameters of `KERNEL_SPACE`, without trials."""
+    return Kernels(state.table, [0, 1, 2, 3, 4], [0, 1], 1.0, state.sites)
+
+
 def assert_as_new(kept: Kernels, state: _State, rows: Ints) -> None:
     """Compare what was kept with a new start, to the last bit, and with the plain formula."""
     kept.update(rows)
-    new = Kernels(state.table, [0, 1, 2, 3, 4], [0, 1], 1.0, state.sites)
+    new = kernels_of(state)
     new.update(rows)
     x, options = kept.draw(24, np.random.default_rng(1))
     for p, q in zip((x, options), new.draw(24, np.random.default_rng(1)), strict=True):
@@ -263,11 +276,9 @@ def assert_as_new(kept: Kernels, state: _State, rows: Ints) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_kernels_that_follow_a_group_equal_new_ones(seed: int) -> None:
     """Trials come, go and come back in the middle; what is kept is, to the last bit, what a new start computes."""
-    space = parse_space(KERNEL_SPACE)
     rng = np.random.default_rng(seed)
-    state = _State(space, Memory())
-    state.table.sync(told(space, 160))
-    kept = Kernels(state.table, [0, 1, 2, 3, 4], [0, 1], 1.0, state.sites)
+    state = kernel_state(160)
+    kept = kernels_of(state)
     group: set[int] = set()
     for _ in range(40):
         asked = rng.integers(0, 160, rng.integers(1, 5)).tolist()
@@ -278,11 +289,9 @@ def test_kernels_that_follow_a_group_equal_new_ones(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_kernels_of_the_latest_trials_equal_new_ones(seed: int) -> None:
     """The oldest leave as younger ones come, one or many; now and then one in the middle goes, or all do."""
-    space = parse_space(KERNEL_SPACE)
     rng = np.random.default_rng(seed)
-    state = _State(space, Memory())
-    state.table.sync(told(space, 400))
-    kept = Kernels(state.table, [0, 1, 2, 3, 4], [0, 1], 1.0, state.sites)
+    state = kernel_state(400)
+    kept = kernels_of(state)
     end, out = 3, set[int]()
     while end < 400:
         rows = np.array([r for r in range(end) if r not in out], dtype=np.int64)[-30:]
@@ -316,14 +325,13 @@ def test_better_ones_of_the_good_trials_weigh_more(focus: float) -> None:
 
 def test_what_trials_weigh_is_followed_when_it_alone_changes() -> None:
     """A waiting trial may be good (``split: sqrt``), and what it is worth changes with the others."""
-    state = _State(parse_space(KERNEL_SPACE), Memory())
-    state.table.sync(told(parse_space(KERNEL_SPACE), 12))
-    kernels = Kernels(state.table, [0, 1, 2, 3, 4], [0, 1], 1.0, state.sites)
+    state = kernel_state(12)
+    kernels = kernels_of(state)
     rows = np.arange(3, 7)
     for shares in ([2.0, 1.0, 0.5, 0.5], [0.5, 0.5, 1.0, 2.0]):
         kernels.update(rows, np.array(shares))
         assert kernels._weights == pytest.approx(np.array([*shares, 1.0]) / 5.0)
-    new = Kernels(state.table, [0, 1, 2, 3, 4], [0, 1], 1.0, state.sites)
+    new = kernels_of(state)
     new.update(rows, np.array(shares))
     x, options = kernels.draw(24, np.random.default_rng(0))
     assert np.array_equal(x, new.draw(24, np.random.default_rng(0))[0])
