@@ -17,7 +17,7 @@ JOBS ?= 4
 SCENARIOS ?=
 PEERS := .venv-peers
 MONGOTRIALS := .venv-mongotrials
-BENCHMARKS ?= suggest_latency orchestration scale start_up infeasible simulated_campaign stopped_trials search_quality big_data \
+BENCHMARKS ?= suggest_latency orchestration growth scale start_up infeasible simulated_campaign stopped_trials search_quality big_data \
   $(if $(DATA),campaign hyperband_scvi)
 
 .PHONY: setup demo test static check bench chaos clean

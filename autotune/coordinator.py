@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.clock import Clock, SystemClock
 from autotune.errors import DuplicateError, StateError, StoreError, StoreUnreachableError
-from autotune.mirror import Curves, Members, Mirror, Told
+from autotune.mirror import Curves, Members, Mirror, Told, Usage
 from autotune.planning import (
     Budget,
     Plan,
-    device_use,
     idle_slots,
+    out_of_time,
     plan,
     rung_observations,
     schedule_mode,
@@ -35,7 +35,7 @@ from autotune.schedule import Promote, Propose, Schedule, Verdict, make_schedule
 from autotune.search import History, Observation, Search, make_search, stored_settings, warm_up
 from autotune.space import Space, parse_space
 from autotune.store.base import CampaignRecord
-from autotune.trial import ACTIVE_STATES, CampaignState, Trial, TrialState
+from autotune.trial import CampaignState, Trial, TrialState
 
 if TYPE_CHECKING:
     from autotune.store.mongo import MongoStore
@@ -53,6 +53,7 @@ _RENEW_LEAD_S = 2.0
 _TICK_S = 1.0
 _LEAST_TICK_S = 0.05
 _LOOK_S = 1.0
+_RECORD_S = 0.25
 _AHEAD = 2
 _LEAST_AT_RUNG = 5
 _BACKOFF_S = (0.1, 5.0)
@@ -79,12 +80,14 @@ class Coordinator:
         self._schedule: Schedule | None = None
         self._members = Members()
         self._told = Told()
+        self._usage = Usage()
         self._curves = Curves(store, campaign)
         self._retention = Retention(store, self._clock)
         self._exhausted = False
         self._revision: int | None = None
         self._connected_s = -math.inf
-        self._looked_s = -math.inf
+        self._looked_s = self._read_s = -math.inf
+        self._record: CampaignRecord | None = None
         self._slots: dict[str, int] | None = None
         self._answered_s = -math.inf
         self._wait_s = _TICK_S
@@ -133,11 +136,13 @@ class Coordinator:
         """Do what is to do now; return the state of the campaign.
 
         Args:
-            only_trials: Whether it is known that trials have changed, and nothing else: leases that ran out and workers
-                are then looked at only if that was a while ago.
+            only_trials: Whether it is known that trials have changed, and nothing else: leases that ran out, workers
+                and the campaign itself are then looked at only if that was a while ago.
         """
-        record = self._store.campaigns.get(self._name)
-        now_s = self._clock.monotonic_s()
+        record, now_s = self._record, self._clock.monotonic_s()
+        if record is None or not only_trials or now_s - self._read_s >= _RECORD_S:
+            record = self._record = self._store.campaigns.get(self._name)
+            now_s = self._read_s = self._clock.monotonic_s()
         if now_s - self._answered_s > self._wait_s + AWAY_S:  # also where the driver rode it out and no error came
             self._connected_s = now_s
         self._answered_s = now_s
@@ -161,14 +166,17 @@ class Coordinator:
             self._revision = record.revision
             self._mirror.forget()
         free = self._slots
+        asked_s = self._clock.monotonic_s()
         trials = self._mirror.refresh()
+        if self._clock.monotonic_s() - asked_s > AWAY_S:  # as above: it may be the first call to the store
+            self._connected_s = self._clock.monotonic_s()
         if self._space is None:
             self._space = parse_space(record.space)
         size = self._space.size
         self._exhausted = self._exhausted or (size is not None and len(trials) >= size)
-        budget = _budget(record, trials)
+        budget = self._budget(record)
         self._wait_s = max(_LEAST_TICK_S, min(_TICK_S, budget.left_s))
-        idle = idle_slots(free, trials)
+        idle = idle_slots(free, self._mirror.active)
         todo = plan(
             trials,
             budget=budget,
@@ -180,15 +188,28 @@ class Coordinator:
         self._act(record, trials, todo, idle=idle, ahead=ahead_of(record) * sum(free.values()))
         return record.state
 
+    def _budget(self, record: CampaignRecord) -> Budget:
+        """Return what a campaign may use and has used."""
+        device_s = devices = 0.0
+        if record.max_device_hours is not None and record.read_at is not None:
+            device_s, devices = self._usage.follow(self._mirror, record.read_at)
+        return Budget(
+            max_trials=record.max_trials,
+            max_s=None if record.max_hours is None else record.max_hours * 3600,
+            max_device_s=None if record.max_device_hours is None else record.max_device_hours * 3600,
+            used_s=record.used_s,
+            device_s=device_s,
+            devices=devices,
+        )
+
     def _act(self, record: CampaignRecord, trials: list[Trial], todo: Plan, *, idle: int, ahead: int) -> None:
         """Carry out what the schedule says: proposals, promotions, and ends of trials that wait in vain."""
         schedule = self._schedule = self._schedule or make_schedule(schedule_of(record.spec))
         self._stop_hopeless(record, schedule, trials)
-        seen = self._members.of(trials, schedule_mode(record))
-        rungs = {member.number: member.rung for member in seen}
+        seen = self._members.follow(self._mirror, schedule_mode(record), ended=schedule.goes_by_ended)
         proposals: list[Propose] = []
         actions = schedule.actions(seen, idle=idle + ahead, remaining=todo.remaining)
-        for action in spared(trials, actions) if self._retention.holds(record, trials) else actions:
+        for action in spared(trials, actions) if self._retention.holds(record, self._mirror) else actions:
             if isinstance(action, Propose):
                 proposals.append(action)
             elif isinstance(action, Promote):
@@ -196,7 +217,7 @@ class Coordinator:
                 target = target_of(schedule, action.resource)
                 if self._store.trials.promote(self._name, action.number, action.rung, target):
                     _log.info("promoted", extra={"action": "promote", **names})
-            elif self._store.trials.prune(self._name, action.number, rungs[action.number]):
+            elif self._store.trials.prune(self._name, action.number, self._mirror[action.number].rung):
                 _log.info("pruned", extra={"action": "prune", "campaign": self._name, "number": action.number})
         if proposals and self._space is not None:
             self._propose(record, self._space, trials, proposals)
@@ -236,7 +257,7 @@ class Coordinator:
         """End running trials that the schedule gives up between rungs."""
         if not schedule.stops_between_rungs:
             return
-        running = [t.number for t in trials if t.state is TrialState.RUNNING]
+        running = [t.number for t in self._mirror.active if t.state is TrialState.RUNNING]
         curves = self._curves.refresh(trials, record)
         for number in running:
             if number not in curves:
@@ -253,7 +274,7 @@ class Coordinator:
             least = max(_LEAST_AT_RUNG, len(space.leaves()) + 2)
             history = History(rung_observations(trials, schedule_mode(record), least))
         else:
-            history = self._told.of(trials, record.metric["mode"])
+            history = self._told.follow(self._mirror, record.metric["mode"])
         number = trials[-1].number + 1 if trials else 0
         at_once = len(wanted) if ahead_of(record) else 1  # one at a time, two coordinators never propose side by side
         for places in batched(wanted, at_once):
@@ -295,11 +316,14 @@ class Coordinator:
         return True
 
     def _end(self, todo: Plan, record: CampaignRecord) -> CampaignState:
-        state = todo.end or CampaignState.FINISHED
-        if any(t.state in ACTIVE_STATES for t in self._mirror.trials):  # first, so that a successor ends it again
+        self._record = None  # where it does not end, that is because somebody has changed it
+        if self._mirror.active:  # first, so that a successor ends it again
             if self._store.campaigns.get(self._name).revision != record.revision:
                 return CampaignState.RUNNING  # somebody changed its trials or its budget meanwhile
             self._store.trials.cancel(self._name, todo.message)
+            if todo.spent is not None:  # what finished until that moment counts
+                todo = out_of_time(self._mirror.refresh(), todo.spent)
+        state = todo.end or CampaignState.FINISHED
         try:
             self._store.campaigns.set_state(
                 self._name,
@@ -326,21 +350,6 @@ def ahead_of(record: CampaignRecord) -> int:
     """Return how many trials per slot are proposed before a slot is free for them."""
     given = record.spec.get("ahead")
     return int(given) if given is not None else _AHEAD if record.spec.get("isolation") == "none" else 0
-
-
-def _budget(record: CampaignRecord, trials: list[Trial]) -> Budget:
-    """Return what a campaign may use and has used."""
-    device_s = devices = 0.0
-    if record.max_device_hours is not None and record.read_at is not None:
-        device_s, devices = device_use(trials, record.read_at)
-    return Budget(
-        max_trials=record.max_trials,
-        max_s=None if record.max_hours is None else record.max_hours * 3600,
-        max_device_s=None if record.max_device_hours is None else record.max_device_hours * 3600,
-        used_s=record.used_s,
-        device_s=device_s,
-        devices=devices,
-    )
 
 
 def _setting(record: CampaignRecord, section: str, key: str) -> float:

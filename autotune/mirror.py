@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from autotune.planning import members, observations
+from autotune.planning import device_use, members, observations
 from autotune.schedule import Curve, Member
 from autotune.search import History
 from autotune.store.base import CampaignRecord
@@ -39,6 +41,8 @@ class Mirror:
         self._trials: dict[int, Trial] = {}
         self._active: set[int] = set()
         self._ordered: list[Trial] | None = None
+        self._revision = 0
+        self._revisions: dict[int, int] = {}  # by number; what was taken in last is last
         self._fresh = True
 
     @property
@@ -47,6 +51,25 @@ class Mirror:
         if self._ordered is None:
             self._ordered = [self._trials[n] for n in sorted(self._trials)]
         return list(self._ordered)
+
+    @property
+    def active(self) -> list[Trial]:
+        """Those that are queued, running or paused, in order of number, as they were at the last refresh."""
+        return [self._trials[n] for n in sorted(self._active)]
+
+    @property
+    def revision(self) -> int:
+        """Grows with each trial that is taken in."""
+        return self._revision
+
+    def changed_since(self, revision: int) -> list[Trial]:
+        """Return the trials that were taken in since, in order of number; at revision 0 that is all."""
+        recent = takewhile(lambda n: self._revisions[n] > revision, reversed(self._revisions))
+        return [self._trials[n] for n in sorted(recent)]
+
+    def __getitem__(self, number: int) -> Trial:
+        """Return one trial, as it was at the last refresh."""
+        return self._trials[number]
 
     def refresh(self) -> list[Trial]:
         """Return all trials in order of number, as the store has them now."""
@@ -78,6 +101,9 @@ class Mirror:
         else:
             self._ordered = None
         self._trials[trial.number] = trial
+        self._revision += 1
+        self._revisions.pop(trial.number, None)
+        self._revisions[trial.number] = self._revision
         (self._active.add if trial.state in ACTIVE_STATES else self._active.discard)(trial.number)
 
     @property
@@ -94,19 +120,18 @@ class Told:
     """The history that a search sees, one object for as long as a coordinator leads: a search reads what changed."""
 
     def __init__(self) -> None:
-        self._known: dict[int, Trial] = {}
         self._history = History()
+        self._revision = 0
 
-    def of(self, trials: Sequence[Trial], mode: str) -> History:
-        """Return the history of all trials.
+    def follow(self, mirror: Mirror, mode: str) -> History:
+        """Return the history of all trials of a mirror; what did not change is not looked at.
 
         Args:
-            trials: In order of number; the same object for a trial that has not changed.
+            mirror: The same one each time.
             mode: ``min`` or ``max``, of the campaign's metric.
         """
-        changed = [trial for trial in trials if self._known.get(trial.number) is not trial]
-        for trial, seen in zip(changed, observations(changed, mode), strict=True):
-            self._known[trial.number] = trial
+        changed, self._revision = mirror.changed_since(self._revision), mirror.revision
+        for seen in observations(changed, mode):
             self._history.put(seen)
         return self._history
 
@@ -115,20 +140,52 @@ class Members:
     """What a schedule sees of the trials: the same object for one that has not changed, which schedules go by."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Trial, Member]] = {}
+        self._places: dict[int, int] = {}
+        self._members: list[Member] = []
+        self._revision = 0
 
-    def of(self, trials: Sequence[Trial], mode: str) -> list[Member]:
-        """Return `planning.members` of the trials.
+    def follow(self, mirror: Mirror, mode: str, *, ended: bool) -> Sequence[Member]:
+        """Return the members of a mirror; what did not change is not looked at.
 
         Args:
-            trials: The trials; one that was not read again is the same object as before.
+            mirror: The same one each time.
             mode: ``min`` or ``max``, of the schedule's metric.
+            ended: Whether those that have ended are wanted, too; all are then in the order in which they were first
+                seen.
         """
-        changed = [t for t in trials if t.number not in self._known or self._known[t.number][0] is not t]
-        for trial, member in zip(changed, members(changed, mode), strict=True):
-            _, before = self._known.get(trial.number, (trial, member))
-            self._known[trial.number] = trial, before if before == member else member
-        return [self._known[t.number][1] for t in trials]
+        changed, self._revision = mirror.changed_since(self._revision), mirror.revision
+        for member in members(changed, mode):
+            place = self._places.setdefault(member.number, len(self._members))
+            if place == len(self._members):
+                self._members.append(member)
+            elif self._members[place] != member:
+                self._members[place] = member
+        return self._members if ended else [self._members[self._places[t.number]] for t in mirror.active]
+
+
+class Usage:
+    """What the trials have used of devices; what those used that have ended is added up once."""
+
+    def __init__(self) -> None:
+        self._ended: dict[int, float] = {}
+        self._ended_s = 0.0
+        self._revision = 0
+
+    def follow(self, mirror: Mirror, now: datetime) -> tuple[float, float]:
+        """Return `planning.device_use` of all trials of a mirror.
+
+        Args:
+            mirror: The same one each time.
+            now: The time on the database's clock, by which attempts that run are counted.
+        """
+        changed, self._revision = mirror.changed_since(self._revision), mirror.revision
+        for trial in changed:
+            self._ended_s -= self._ended.pop(trial.number, 0.0)
+            if trial.state not in ACTIVE_STATES:
+                self._ended[trial.number], _ = device_use([trial], now)
+                self._ended_s += self._ended[trial.number]
+        active_s, devices = device_use(mirror.active, now)
+        return self._ended_s + active_s, devices
 
 
 @dataclass(kw_only=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -65,11 +66,13 @@ class Plan:
         remaining: How many trials may still be proposed at all.
         end: The state to end the campaign in, or None.
         message: Why it ends, one line.
+        spent: The budget in time that ends it, if one does: see `out_of_time`.
     """
 
     remaining: int = 0
     end: CampaignState | None = None
     message: str = ""
+    spent: Budget | None = None
 
 
 def plan(trials: Sequence[Trial], *, budget: Budget, exhausted: bool = False, abort_after: int = 0) -> Plan:
@@ -81,15 +84,15 @@ def plan(trials: Sequence[Trial], *, budget: Budget, exhausted: bool = False, ab
         exhausted: Whether every configuration of the space is among `trials`.
         abort_after: End the campaign when its first so many trials all failed for one cause; 0: never.
     """
-    ended = [t for t in trials if t.state not in ACTIVE_STATES]
-    reason = common_failure([_failure(t) for t in ended], abort_after)
+    first = islice((t for t in trials if t.state not in ACTIVE_STATES), max(0, abort_after))
+    reason = common_failure([_failure(t) for t in first], abort_after)
     if reason is not None:
         return Plan(end=CampaignState.FAILED, message=reason)
     complete = len(trials) >= budget.max_trials or exhausted
-    if complete and len(ended) == len(trials):
+    if complete and not any(t.state in ACTIVE_STATES for t in reversed(trials)):
         return _ending(trials, budget.max_trials, exhausted)
     if budget.spent is not None:
-        return _out_of_time(trials, budget)
+        return out_of_time(trials, budget)
     if complete:
         return Plan()
     return Plan(remaining=budget.max_trials - len(trials))
@@ -107,11 +110,17 @@ def _ending(trials: Sequence[Trial], max_trials: int, exhausted: bool) -> Plan:
     return Plan(end=state, message="; ".join(parts))
 
 
-def _out_of_time(trials: Sequence[Trial], budget: Budget) -> Plan:
+def out_of_time(trials: Sequence[Trial], budget: Budget) -> Plan:
+    """Return how a campaign ends whose budget in time is used up; to be asked again when nothing runs any more.
+
+    Args:
+        trials: All trials of the campaign.
+        budget: What it may use and has used.
+    """
     finished = sum(t.state is TrialState.FINISHED for t in trials)
     failed = sum(t.state is TrialState.FAILED for t in trials)
     state = CampaignState.FINISHED if finished or not failed else CampaignState.FAILED
-    return Plan(end=state, message=f"{budget.spent}; {finished} of {budget.max_trials} trials finished")
+    return Plan(end=state, message=f"{budget.spent}; {finished} of {budget.max_trials} trials finished", spent=budget)
 
 
 def _failure(trial: Trial) -> tuple[str, str] | None:

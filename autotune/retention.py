@@ -13,6 +13,7 @@ from autotune.store.base import CampaignRecord
 from autotune.trial import ACTIVE_STATES, Trial
 
 if TYPE_CHECKING:
+    from autotune.mirror import Mirror
     from autotune.store.mongo import MongoStore
 
 _log = logging.getLogger(__name__)
@@ -36,22 +37,26 @@ class Retention:
         self._store = store
         self._clock = clock
         self._looked_s: float | None = None
+        self._revision = 0
+        self._any = False  # whether there has been a checkpoint
         self._pressure = Pressure.NONE
 
-    def holds(self, record: CampaignRecord, trials: Sequence[Trial]) -> bool:
+    def holds(self, record: CampaignRecord, mirror: Mirror) -> bool:
         """Look, if it is time, and return whether new trials must wait because the quota is used up.
 
         Args:
             record: The campaign.
-            trials: Its trials as a coordinator knows them.
+            mirror: Its trials as a coordinator knows them; the same one each time.
         """
+        changed, self._revision = mirror.changed_since(self._revision), mirror.revision
+        self._any = self._any or any(t.checkpoint is not None for t in changed)
         now_s = self._clock.monotonic_s()
         calm = self._pressure is Pressure.NONE
         due = self._looked_s is None or now_s - self._looked_s >= (EVERY_S if calm else TIGHT_EVERY_S)
-        if due and (not calm or any(t.checkpoint is not None for t in trials)):
+        if due and (self._any or not calm):
             self._looked_s = now_s
             try:
-                self._look(record, trials)
+                self._look(record, mirror.trials)
             except StoreUnreachableError:
                 raise
             except (StoreError, OSError) as error:

@@ -132,7 +132,8 @@ def main(data: Path, seeds: int, slots: int, reuse: bool) -> None:
                     flush=True,
                 )
                 packages = common.versions("autotune", "scvi-tools", "torch")
-                common.write("hyperband_scvi", "python -m benchmarks.hyperband_scvi DATA", {"runs": rows}, packages)
+                command = f"python -m benchmarks.hyperband_scvi DATA --seeds {seeds} --slots {slots}"
+                common.write("hyperband_scvi", command, {"runs": rows}, packages)
         finally:
             embedded.stop()
     figure(rows, common.RESULTS / "hyperband_scvi.png")

@@ -3,12 +3,12 @@
     python benchmarks/scale.py [--workers 1000] [--seconds 120] [--idle 500]
 
 ``busy``: simulated workers (asyncio) in two processes. Each makes the calls of a real one through the same store code,
-in a pool of threads: it claims a trial, trains it for 60 s, reports once a second (sent in batches as real workers
-send them), renews its lease, asks whether it still holds where no report says so, finishes, and claims the next one;
-while there is none it looks again as seldom as real ones do where so many live. A real coordinator process proposes
-(random search). The first trials are of random length, so that the ends are spread. One of ten workers is cut off in
-the middle of its first trial, so that its lease runs out and the trial goes back. ``idle``: real agents with one free
-slot each, and no campaign that runs.
+in a pool of threads: it claims a trial, trains it for 60 s, reports once a second (sent in batches, as far apart as
+those of real workers where so many live), renews its lease, asks whether it still holds where no report says so, counts
+the live workers now and then, finishes, and claims the next one; while there is none it looks again as seldom as real
+ones do where so many live. A real coordinator process proposes (random search). The first trials are of random length,
+so that the ends are spread. One of ten workers is cut off in the middle of its first trial, so that its lease runs out
+and the trial goes back. ``idle``: real agents with one free slot each, and no campaign that runs.
 
 Measured over the seconds after the first minute: latencies as the callers see them, and processor time of mongod and
 coordinator.
@@ -37,12 +37,15 @@ import click
 import common
 import numpy as np
 
+from workers.crowd import COUNT_S
 from workers.lookout import MOST_LOOKS
+from workers.reports import MOST_REPORTS, apart_s
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "scale"
 TRIAL_S = 60.0
 WARM_S = 70.0
+SETTLE_S = 75.0  # those that came first counted few others, and look often, for a minute
 LEASE = {"duration_s": 30.0, "renewal_s": 10.0}
 CHECK_S = 2.0
 PROCESSES = 2
@@ -74,6 +77,8 @@ class Worker:
         self.random = random.Random(seed)
         self.first = True
         self.pause_s, self.most_s = 0.05, max(1.0, workers / MOST_LOOKS)
+        self.apart_s = workers / MOST_REPORTS
+        self.counts_s = time.monotonic() + self.random.uniform(0.0, 1.5) * COUNT_S
         self.cut_off = seed % 10 == 0
         self.over = False
 
@@ -129,7 +134,6 @@ class Worker:
         from autotune.errors import LeaseLostError
         from autotune.trial import Report, Result
         from workers.lease import LATE_S
-        from workers.reports import apart_s
 
         lease, began_s = trial.lease, time.monotonic()
         step, ends_s = 0, began_s + seconds
@@ -143,12 +147,15 @@ class Worker:
                 batch, pending = pending, []
                 await self.call("report", self.store.reports.add, lease, batch)
                 done_s = time.monotonic()
-                sends_s = done_s + apart_s(done_s - began_s, done_s - now_s)
+                sends_s = done_s + apart_s(done_s - began_s, done_s - now_s, self.apart_s)
                 checks_s = max(checks_s, sends_s + LATE_S)
             if now_s >= renews_s:
                 renews_s, checks_s = now_s + LEASE["renewal_s"], max(checks_s, now_s + CHECK_S)
                 await self.call("renew", self.store.trials.renew, [lease])
                 await self.call("seen", self.store.workers.seen, self.name)
+            elif now_s >= self.counts_s:
+                self.counts_s = now_s + self.random.uniform(0.5, 1.5) * COUNT_S
+                await self.call("count", self.store.workers.count_live)
             elif now_s >= checks_s:
                 checks_s = now_s + CHECK_S
                 await self.call("check", self.store.trials.held, [lease.token])
@@ -334,7 +341,7 @@ def idle(uri: str, workers: int, seconds: float) -> dict[str, Any]:
             while not flag.wait(1.0):
                 if not process.is_alive():
                     raise SystemExit("the agents did not start")
-        time.sleep(30.0)
+        time.sleep(SETTLE_S)
         before = time.monotonic(), cpu_s(server), sum(map(cpu_s, (p.pid for p in pools if p.pid)))
         time.sleep(seconds)
         after = time.monotonic(), cpu_s(server), sum(map(cpu_s, (p.pid for p in pools if p.pid)))

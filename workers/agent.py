@@ -23,6 +23,7 @@ from workers.admission import Admission
 from workers.checkpoints.carrier import Carrier
 from workers.children import Children
 from workers.claimed import Claimed
+from workers.crowd import Crowd
 from workers.datasets import DatasetCache
 from workers.delivery import deliver_left_over
 from workers.devices import Slot
@@ -90,7 +91,8 @@ class Agent:
         self._shares = {slot.device: DeviceShare(slot.device, place / "devices") for slot in self._slots}
         self._versions = versions()
         self._leases = LeaseKeeper(store, self.id)
-        self._lookout = Lookout(store, self.id, len(self._slots), self._leases, self._stop)
+        self._crowd = Crowd(store, len(self._slots))
+        self._lookout = Lookout(store, self.id, self._crowd, self._leases, self._stop)
         self._servers: dict[Key, Children] = {}
         self._servers_lock = threading.Lock()
         self._tokens: list[str | None] = [None] * len(self._slots)
@@ -313,7 +315,7 @@ class Agent:
         claimed = Claimed(
             store=self._store, spec=record.spec if children is None else children.spec, metric=record.metric,
             trial=trial, slot=slot, held=held, journal=journal, carrier=self._carrier(trial, record, held),
-            stop=self._stop,
+            crowd=self._crowd, stop=self._stop,
         )  # fmt: skip
         runner: Runner | InlineRunner
         if children is not None:

@@ -10,6 +10,7 @@ from autotune.errors import StoreUnreachableError
 from autotune.trial import Cause, Failure, Lease, Trial, TrialState
 from workers.checkpoints.carrier import Carrier
 from workers.checkpoints.uploads import Uploads
+from workers.crowd import Crowd
 from workers.delivery import Delivery, policy_of
 from workers.devices import Slot
 from workers.ending import Ended
@@ -36,6 +37,7 @@ class Claimed:
         held: Its lease, kept alive by the lease keeper.
         journal: Keeps on disk what the store could not take.
         carrier: Carries its checkpoints.
+        crowd: The workers that share the store.
         stop: Set when the worker must end; when its time of grace is over, the trial is given back.
     """
 
@@ -47,6 +49,7 @@ class Claimed:
     held: Held
     journal: AttemptJournal
     carrier: Carrier
+    crowd: Crowd
     stop: StopRequest
 
     @property
@@ -60,7 +63,7 @@ class Claimed:
 
     def sender(self) -> ReportSender:
         """Return what writes its reports."""
-        return ReportSender(self.store, self.held, self.journal)
+        return ReportSender(self.store, self.held, self.journal, self.crowd)
 
     def judged(self, failure: Failure, *, loading: bool) -> tuple[Failure, str | None]:
         """Return what a failure that its code told of means, and why this worker must not serve the campaign any more.

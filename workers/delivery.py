@@ -15,6 +15,7 @@ from workers.checkpoints.carrier import Carrier
 from workers.checkpoints.uploads import Uploads
 from workers.ending import Ended
 from workers.journal import AttemptJournal, Entry, Journal
+from workers.later import Later
 from workers.lease import Held
 from workers.reports import BestReported, ReportSender
 
@@ -25,7 +26,8 @@ _log = logging.getLogger(__name__)
 
 _GIVEN_BACK = frozenset({Cause.PREEMPTED, Cause.LOST, Cause.OUT_OF_MEMORY})
 KEEP_AFTER_S = 0.25
-"""What the store has not taken after so many seconds is written to the local journal."""
+"""What the store has not taken after so many seconds is written to the local journal: a write takes milliseconds as a
+rule, but hangs for a minute where the network drops what is sent."""
 _BACKOFF_S = (0.2, 5.0)
 
 
@@ -77,7 +79,7 @@ class Delivery:
         self._held.ending.set()
         self._uploads.abandon()
         sender.end()
-        safe = _Later(KEEP_AFTER_S, lambda: self._keep(ended, sender))
+        safe = Later(KEEP_AFTER_S, lambda: self._keep(ended, sender))
         if ended.result is not None or not self._held.lost.is_set():
             safe.start()
         try:
@@ -173,7 +175,7 @@ class Delivery:
         elif ended.failure is not None:
             self._journal.failure(ended.failure, ended.process_killed, ended.timing)
 
-    def _persist(self, write: Callable[[], object], safe: _Later) -> bool:
+    def _persist(self, write: Callable[[], object], safe: Later) -> bool:
         """Write, again while the store is away; return whether the store took it, or said that the lease is gone.
 
         Args:
@@ -199,46 +201,6 @@ class Delivery:
                 pause_s = min(_BACKOFF_S[1], pause_s * 2)
             else:
                 return True
-
-
-class _Later:
-    """Does something once, in a thread of its own, unless it is stopped before its time.
-
-    A write takes milliseconds as a rule, but hangs for a minute where the network drops what is sent.
-
-    Args:
-        delay_s: When to do it.
-        act: What to do.
-    """
-
-    def __init__(self, delay_s: float, act: Callable[[], None]) -> None:
-        self._act = act
-        self._timer = threading.Timer(delay_s, self._do)
-        self._timer.daemon = True
-        self._lock = threading.Lock()
-        self._started = self._done = False
-
-    def start(self) -> None:
-        """Begin to wait."""
-        self._started = True
-        self._timer.start()
-
-    def now(self) -> None:
-        """Do it now, if it was started and is not done; returns when it is done."""
-        if self._started:
-            self._do()
-
-    def stop(self) -> None:
-        """Do not begin any more; returns when what has begun is done."""
-        self._timer.cancel()
-        if self._started:
-            self._timer.join()
-
-    def _do(self) -> None:
-        with self._lock:
-            if not self._done:
-                self._done = True
-                self._act()
 
 
 def names(held: Held) -> dict[str, Any]:

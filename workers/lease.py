@@ -67,6 +67,7 @@ class LeaseKeeper:
         self._confirmed_s: dict[str, float] = {}  # by token, until when
         self._checked: dict[str, bool] = {}  # by token, whether something was heard
         self._seen_s = -SEEN_S
+        self._wakes_s = -math.inf  # when the thread looks again by itself
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._stop = threading.Event()
@@ -88,7 +89,7 @@ class LeaseKeeper:
         with self._lock:
             self._held[lease.token] = held
             self._renewed_s[lease.token] = self._clock.monotonic_s()
-        self._changed.set()
+            self._wake_by(self._due_s(lease.token))
         return held
 
     def check(self, *, heard: bool = False) -> None:
@@ -103,7 +104,7 @@ class LeaseKeeper:
         with self._lock:
             for token in self._held:
                 self._checked[token] = heard or self._checked.get(token, False)
-        self._changed.set()
+                self._wake_by(self._asks_s(token))
 
     def _confirm(self, token: str, next_s: float) -> None:
         """Note that the store has just taken a write of a lease, and takes the next one in so many seconds."""
@@ -119,6 +120,11 @@ class LeaseKeeper:
             self._asked_s.pop(lease.token, None)
             self._confirmed_s.pop(lease.token, None)
             self._checked.pop(lease.token, None)
+
+    def _wake_by(self, due_s: float) -> None:
+        """Wake the thread if it would sleep too long; with the lock held."""
+        if due_s < self._wakes_s:
+            self._changed.set()
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -168,7 +174,8 @@ class LeaseKeeper:
             times_s = [
                 min(self._due_s(token), self._asks_s(token)) for token, h in self._held.items() if not h.lost.is_set()
             ]
-        return max(0.0, min([*times_s, self._seen_s + SEEN_S]) - self._clock.monotonic_s())
+            self._wakes_s = min([*times_s, self._seen_s + SEEN_S])
+        return max(0.0, self._wakes_s - self._clock.monotonic_s())
 
     def _due_s(self, token: str) -> float:
         """Return when a lease is to be renewed."""

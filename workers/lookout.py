@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from autotune.errors import StoreError
+from workers.crowd import Crowd
 from workers.lease import LeaseKeeper
 from workers.stopping import StopRequest
 
@@ -41,7 +42,7 @@ class Lookout:
     Args:
         store: An open store.
         worker: Id of the worker.
-        slots: Number of its slots.
+        crowd: The workers that share the store.
         leases: What is checked whenever something was heard.
         stop: Ends it.
 
@@ -49,10 +50,10 @@ class Lookout:
         hears: Whether a change stream is open, so that nothing has to be asked for.
     """
 
-    def __init__(self, store: MongoStore, worker: str, slots: int, leases: LeaseKeeper, stop: StopRequest) -> None:
+    def __init__(self, store: MongoStore, worker: str, crowd: Crowd, leases: LeaseKeeper, stop: StopRequest) -> None:
         self.hears = False
         self._asks = False
-        self._store, self._worker, self._slots = store, worker, slots
+        self._store, self._worker, self._crowd = store, worker, crowd
         self._leases, self._stop = leases, stop
         self._work = threading.Condition()
         self._calls = 0
@@ -101,13 +102,14 @@ class Lookout:
     def run(self) -> None:
         """Look out until the end; in a thread of its own."""
         while not self._stop.is_set():
-            if not self._waits(_CHECK_S):
-                self._leases.check()
-                self._pause_s = _POLL_OFTEN_S
-                continue
             try:
-                if (others := self._store.workers.count_live()) > _MOST_STREAMS:
-                    self._ask(max(_POLL_SELDOM_S, others * self._slots / MOST_LOOKS))
+                if not self._waits(_CHECK_S):
+                    self._leases.check()
+                    self._pause_s = _POLL_OFTEN_S
+                    self._crowd.refresh()
+                    continue
+                if self._crowd.count() > _MOST_STREAMS:
+                    self._ask(max(_POLL_SELDOM_S, self._crowd.apart_s(MOST_LOOKS)))
                 else:
                     self._listen()
                 continue
@@ -129,7 +131,7 @@ class Lookout:
             while not self._over(began_s) and time.monotonic() - waited_s < _LINGER_S:
                 if self._waits(0.0):
                     waited_s = time.monotonic()
-                if watch.wait(0.5, patient=self._waiting == self._slots):
+                if watch.wait(0.5, patient=self._waiting == self._crowd.slots):
                     self._leases.check(heard=True)
                     self.call(campaigns=watch.changed in (None, "campaigns"))
 

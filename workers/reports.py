@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from autotune.errors import LeaseLostError, StoreUnreachableError
 from autotune.schedule import step_before
 from autotune.trial import Report, Trial
+from workers.crowd import Crowd
 from workers.journal import AttemptJournal
 from workers.lease import Held
 
@@ -23,22 +24,24 @@ _log = logging.getLogger(__name__)
 _EVERY_S = 0.5
 _SELDOM_S, _MOST_S = 3.0, 6.0
 _SHARE = 0.02  # of a training's time that its batches may take
+MOST_REPORTS = 250
+"""So many batches a second all slots of all workers write at the most."""
 MAX_PENDING = 10_000
 """While the store is away, so many of the latest reports are kept."""
 
 
-def apart_s(since_s: float, took_s: float) -> float:
+def apart_s(since_s: float, took_s: float, crowd_s: float = 0.0) -> float:
     """Return the seconds from one batch of reports to the next: a tenth of the training's age, 0.5 to 3.
 
-    Where the store answers slowly it is up to 6 s (from 120 ms on): if that is because many workers write, they write
-    less.
+    Where many workers write, or the store answers slowly (from 120 ms on), it is up to 6 s.
 
     Args:
         since_s: Seconds since the training's first report.
         took_s: Seconds that the last batch took.
+        crowd_s: At least so many, for the sake of the others.
     """
     seldom_s = min(_SELDOM_S, max(_EVERY_S, since_s / 10))
-    return min(_MOST_S, max(seldom_s, took_s / _SHARE))
+    return min(_MOST_S, max(seldom_s, took_s / _SHARE, crowd_s))
 
 
 class BestReported:
@@ -84,11 +87,13 @@ class ReportSender:
         store: An open store.
         held: The trial's lease; marked as lost when the store says so.
         journal: Keeps on disk what the store could not take.
+        crowd: The workers that share the store.
     """
 
-    def __init__(self, store: MongoStore, held: Held, journal: AttemptJournal) -> None:
+    def __init__(self, store: MongoStore, held: Held, journal: AttemptJournal, crowd: Crowd) -> None:
         self._store = store
         self._held = held
+        self._crowd = crowd
         self._journal = journal
         self._journaled = 0
         self._sending: list[Report] = []
@@ -96,6 +101,7 @@ class ReportSender:
         self._lock = threading.Lock()
         self._some = threading.Event()
         self._closed = threading.Event()
+        self._hurry = threading.Event()  # ends a pause: no more reports come, or too many wait
         self._thread: threading.Thread | None = None
 
     def add(self, report: Report) -> None:
@@ -103,6 +109,8 @@ class ReportSender:
         with self._lock:
             self._pending.append(report)
             del self._pending[:-MAX_PENDING]
+            if len(self._pending) >= MAX_PENDING // 2:
+                self._hurry.set()
         self._some.set()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="reports", daemon=True)
@@ -113,6 +121,7 @@ class ReportSender:
         with self._lock:
             self._closed.set()
         self._some.set()
+        self._hurry.set()
 
     def close(self) -> list[Report]:
         """End the thread, after the write that it is in; return the reports that are not in the store."""
@@ -140,6 +149,8 @@ class ReportSender:
             with self._lock:
                 batch = self._sending = self._pending
                 self._pending = []
+                if not self._closed.is_set():
+                    self._hurry.clear()
             names = {"campaign": self._held.lease.campaign, "number": self._held.lease.number, "reports": len(batch)}
             sent_s = time.monotonic()
             try:
@@ -152,15 +163,17 @@ class ReportSender:
                 _log.warning("%s", error, extra={"action": "reports-wait", **names})
                 self._journaled = self._put_back(batch, on_disk=True)
                 self._some.set()
+                self._closed.wait(pause_s)
+                continue
             except Exception:  # noqa: BLE001 - a report that the store refuses must not end the training
                 _log.exception("reports dropped", extra={"action": "reports-refused", **names})
                 self._written()
             else:
                 now_s = time.monotonic()
-                pause_s = apart_s(now_s - began_s, now_s - sent_s)
+                pause_s = apart_s(now_s - began_s, now_s - sent_s, self._crowd.apart_s(MOST_REPORTS))
                 self._held.confirmed(pause_s)
                 self._written()
-            self._closed.wait(pause_s)
+            self._hurry.wait(pause_s)
 
     def _put_back(self, batch: list[Report], *, on_disk: bool = False) -> int:
         """Take back reports that the store did not take; return how many of them there was room for.

@@ -77,7 +77,7 @@ def benchmark(
         slots_per_device: As for `launch`.
         allow_mismatch: As for `launch`.
         allowed: Modules that workers may import objectives from; on a store of this machine the campaign's own always.
-        on_progress: Called a few times a second.
+        on_progress: Called a few times a second; with many trials its counts may be up to 2 s old.
 
     Returns:
         The table, with its caption.

@@ -19,6 +19,10 @@ from autotune.trial import CampaignState, Trial, TrialState
 FOLLOW_S = 0.25
 _AWAY_S = 1.0
 _HASTY_S = 10.0
+_PAUSE = 10.0
+"""Trials are counted again after so many times as long as that took the last time: it takes longer the more there are.
+But at most `_LONGEST_PAUSE_S`."""
+_LONGEST_PAUSE_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +131,7 @@ class Follower:
         self._clock = SystemClock()
         self._last: Progress | None = None
         self._heard_s = 0.0
+        self._due_s = 0.0
 
     def progress(self) -> Progress:
         """Return how far the campaign is now; while the store is away, what it said last, with `Progress.away_s`.
@@ -146,10 +151,15 @@ class Follower:
         return self._last
 
     def _read(self) -> Progress:
-        record = self._store.campaigns.get(self._name)
+        record, last = self._store.campaigns.get(self._name), self._last
+        began_s = self._clock.monotonic_s()
+        if last is not None and record.state is last.state is CampaignState.RUNNING and began_s < self._due_s:
+            return replace(last, max_trials=record.max_trials)
         counts = self._store.trials.counts(self._name)
-        best = self._last.best if self._last is not None else None
+        best = last.best if last is not None else None
         finished = counts.get(TrialState.FINISHED, 0)
-        if self._last is None or finished != self._last.counts.get(TrialState.FINISHED, 0):
+        if last is None or finished != last.counts.get(TrialState.FINISHED, 0):
             best = self._store.trials.best(self._name, record.metric["mode"])
+        now_s = self._clock.monotonic_s()
+        self._due_s = now_s + min(_PAUSE * (now_s - began_s), _LONGEST_PAUSE_S)
         return Progress(state=record.state, counts=counts, max_trials=record.max_trials, best=best)

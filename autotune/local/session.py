@@ -83,7 +83,7 @@ def launch(
         devices: ``auto``, ``cpu`` or GPU numbers.
         slots_per_device: Number of trials at a time on each device.
         allow_mismatch: Whether workers may differ from the launch in package versions or source; recorded per attempt.
-        on_progress: Called a few times a second.
+        on_progress: Called a few times a second; with many trials its counts may be up to 2 s old.
 
     Returns:
         The campaign with its trials.

@@ -155,6 +155,11 @@ class AshaSchedule:
         """False."""
         return False
 
+    @property
+    def goes_by_ended(self) -> bool:
+        """True: they are the ones that others are compared with."""
+        return True
+
     def place(self, members: Sequence[Member]) -> Propose:
         """Return a proposal for the lowest rung."""
         return Propose(resource=self._steps[0])

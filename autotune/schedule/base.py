@@ -243,6 +243,11 @@ class Schedule(Protocol):
         """Whether `verdict` may ever say stop."""
         ...
 
+    @property
+    def goes_by_ended(self) -> bool:
+        """Whether `actions` looks at members that have ended; else it is given the others only."""
+        ...
+
     def place(self, members: Sequence[Member]) -> Propose:
         """Return where one more trial would go, also one that a person enqueues."""
         ...
@@ -254,7 +259,7 @@ class Schedule(Protocol):
         after any of the actions and ask again.
 
         Args:
-            members: All trials of the campaign.
+            members: All trials of the campaign, or those that have not ended, see `goes_by_ended`.
             idle: Number of slots that run nothing; trials that are queued for them are not subtracted.
             remaining: How many trials may still be proposed; 0 also when the space is exhausted.
         """

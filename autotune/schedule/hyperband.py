@@ -172,6 +172,11 @@ class HyperbandSchedule:
         """False."""
         return False
 
+    @property
+    def goes_by_ended(self) -> bool:
+        """True: they are the ones that others are compared with."""
+        return True
+
     def place(self, members: Sequence[Member]) -> Propose:
         """Return a proposal in the first bracket that has a place; see `Schedule.place`."""
         grouped = self._grouped(members)

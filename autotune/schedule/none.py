@@ -41,6 +41,11 @@ class NoSchedule:
         """False."""
         return False
 
+    @property
+    def goes_by_ended(self) -> bool:
+        """False."""
+        return False
+
     def place(self, members: Sequence[Member]) -> Propose:
         """Return a proposal that trains to its end."""
         return Propose(resource=self.maximum)

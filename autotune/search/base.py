@@ -108,7 +108,7 @@ class Memory:
         self._known[repr(params)] = (identity, raw)
 
     def look_up(self, space: Space, params: Mapping[str, Any]) -> tuple[str, dict[str, int | float]]:
-        """Return ``space.hash(params)`` and ``space.encode(params)``.
+        """Return ``space.identify(params)``.
 
         Raises:
             SpaceError: The configuration is not in the space.
@@ -117,7 +117,7 @@ class Memory:
         found = self._known.get(key) if self._space is space or self._space == space else None
         if found is None:
             self._open(space)
-            found = self._known[key] = (space.hash(params), space.encode(params))
+            found = self._known[key] = space.identify(params)
         return found
 
     def seen(self, space: Space, history: Sequence[Observation]) -> set[str]:

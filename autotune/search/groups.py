@@ -8,7 +8,7 @@ import numpy as np
 
 from autotune.search.blocks import Blocks
 from autotune.search.columns import Array, Ints
-from autotune.search.table import OUT, WAITING, Table
+from autotune.search.table import OUT, Table
 from autotune.search.tally import Bools, Tally
 
 MOST_GOOD = 25
@@ -67,16 +67,15 @@ class Groups:
         they count, as in hyperopt.
 
         Args:
-            losses: As `Table.model_losses` gives them.
+            losses: As `Table.model_losses` gives them; with ``linear`` those of waiting trials are not read.
             gamma: Factor in `good_count`.
             split: As there.
         """
         if self._epoch != self._table.epoch:
             self._begin()
         n = len(losses)
-        kinds = self._table.kinds[:n]
         if split == "linear":
-            losses = np.where(kinds == WAITING, np.nan, losses)
+            losses = self._table.losses[:n]  # NaN where a trial waits
         count = good_count(int(np.count_nonzero(~np.isnan(losses))), gamma, split)
         count = max(1, min(count, int(np.count_nonzero(losses < np.inf))))  # what failed is never good
         rows = np.flatnonzero(losses <= self._limit)

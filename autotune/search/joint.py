@@ -37,6 +37,7 @@ class JointProposer:
         self._table, self._sites, self._columns = table, sites, table.columns
         self._focus = focus
         self.epoch = table.epoch
+        self._good_key: bytes | None = None  # rows and ranks that the good kernels are in step with
         self._parts = [
             (
                 numeric,
@@ -50,10 +51,15 @@ class JointProposer:
     def update(self, groups: Groups) -> None:
         """Bring the densities in step with the groups."""
         bad = np.flatnonzero(groups.bad[: len(self._table)])
+        good_key = groups.good.tobytes() + groups.ranks.tobytes()
+        known = self._good_key == good_key
+        self._good_key = None
         for numeric, choices, good_kernels, bad_kernels in self._parts:
-            good = self._active(groups.good, numeric, choices)
-            good_kernels.update(good, self._shares(groups, good) if self._focus else None)
+            if not known:
+                good = self._active(groups.good, numeric, choices)
+                good_kernels.update(good, self._shares(groups, good) if self._focus else None)
             bad_kernels.update(self._active(bad, numeric, choices)[-MOST:])
+        self._good_key = good_key
 
     def _shares(self, groups: Groups, rows: Ints) -> Array:
         """Return what rows of the good group weigh, 1 in the mean."""
@@ -89,5 +95,5 @@ class JointProposer:
         index = places[columns.stepped, None]
         if len(index):
             index = columns.round(index)[0]
-        spots = [self._sites.spot(k, places[d]) for k, d in enumerate(columns.sites.tolist())]
-        return columns.decisions(places, index[:, 0], np.concatenate([np.array(spots, dtype=np.int64), options]))
+        spots = self._sites.spots(places[None, columns.sites])[0]
+        return columns.decisions(places, index[:, 0], np.concatenate([spots, options]))

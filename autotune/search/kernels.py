@@ -13,12 +13,13 @@ import numpy as np
 
 from autotune.search.columns import Array, Ints
 from autotune.search.parzen import FINEST, forgetting, normal_cdf
-from autotune.search.ranking import SINGLY, Ranking
+from autotune.search.ranking import Ranking
 from autotune.search.sites import Sites
 from autotune.search.table import Table
 
 _TINY = 1e-300
-_ROUNDS = 8  # draws at a time of which the first that lies in the range is taken
+_LEAST_LOG = -700.0  # the exponential of less is no normal number, and takes up to 70 times as long
+_ROUNDS = 16  # draws at a time, where the first was outside the range, of which the first inside is taken
 
 
 class Kernels:
@@ -63,17 +64,22 @@ class Kernels:
             [w for c in definitions for w in c.weights or [1.0 / len(c.options)] * len(c.options)]
         )
 
-        # Rows of what is kept by kernel: means, widths, then the factors of the product of matrices, and one of no use.
+        self._log_prior: Array = np.log(np.maximum(self._option_prior, _TINY))
+
+        # Rows of what is kept by kernel: means, widths, the constants of open columns, then the factors of the product
+        # of matrices: two of each open column, the sum of their constants, those of values and options, and one of no
+        # use.
         d, o = len(numeric), len(self._open)
-        self._square = np.cumsum(~self._is_sited) - 1  # first factor of an open column, by position
+        # By position: which of the open columns it is, or of those of sites.
+        self._which = np.where(self._is_sited, np.cumsum(self._is_sited), np.cumsum(~self._is_sited)) - 1
         sizes = np.array([columns.spots[k] for k in self._site.tolist()], dtype=np.int64)
-        starts = 3 * o + np.cumsum(sizes) - sizes
+        starts = 2 * o + 1 + np.cumsum(sizes) - sizes
         self._site_starts: Ints = starts
-        self._options_start = 3 * o + int(sizes.sum())
+        self._options_start = 2 * o + 1 + int(sizes.sum())
         self._width = self._options_start + int(counts.sum()) + 1
         values = np.arange(self._sites.edges.shape[1] - 1)
         self._site_rows: Ints = np.where(values < sizes[:, None], starts[:, None] + values, self._width - 1)
-        self._kept: Array = np.zeros((2 * d + self._width, 64))
+        self._kept: Array = np.zeros((2 * d + o + self._width, 64))
         self._reset()
 
     def _reset(self) -> None:
@@ -83,15 +89,16 @@ class Kernels:
         self._begin, self._count = 0, 0
         means, sigmas, _ = self._views()
         means[:], sigmas[:] = 0.0, 1.0
-        self._compute(np.ones((len(self._numeric), 1), dtype=bool))
+        columns = np.arange(len(self._numeric))
+        self._compute(columns, np.zeros_like(columns))
         self._weigh()
-        self._take_options(0)
+        self._take_options(slice(0))
 
     def _views(self) -> tuple[Array, Array, Array]:
         """Return means, widths and factors by kernel; (n_numeric or n_factors, count + 1)."""
         d = len(self._numeric)
         now = self._kept[:, self._begin : self._begin + self._count + 1]
-        return now[:d], now[d : 2 * d], now[2 * d :]
+        return now[:d], now[d : 2 * d], now[2 * d + len(self._open) :]
 
     def update(self, rows: Ints, shares: Array | None = None) -> None:
         """Take these rows of the table, sorted, as the group.
@@ -108,26 +115,23 @@ class Kernels:
         old, n, m = self._rows, len(rows), len(self._rows)
         gone = int(old.searchsorted(rows[0])) if n else m
         stay = m - gone
-        if stay and stay <= n and bool((rows[:stay] == old[gone:]).all()):
-            if n == m and not gone:
-                return
-            first = self._slide(rows, gone)
-        else:
-            self._rearrange(rows)
-            first = 0
-        _, sigmas, _ = self._views()
-        widths = self._ranking.widths(1.0 / min(FINEST, n + 2.0))
-        changed = np.zeros(sigmas.shape, dtype=bool)
-        np.not_equal(widths, sigmas[:, :-1], out=changed[:, :-1])
-        sigmas[:, :-1] = widths
-        self._compute(changed)
+        slides = bool(stay and stay <= n and (rows[:stay] == old[gone:]).all())
+        if slides and n == m and not gone:
+            return
+        fresh: Ints | slice
+        to, fresh = (None, self._slide(rows, gone)) if slides else self._rearrange(rows)
+        means, sigmas, _ = self._views()
+        means[:, fresh] = self._table.places[rows[fresh]].T[self._numeric]
+        sigmas[:, fresh] = np.nan
         if n != m:
             self._weigh()
-            first = 0
-        self._take_options(first)
+        places = means[:, :-1]
+        met = self._ranking.slide(gone, places) if to is None else self._ranking.change(to, places)
+        self._widen(met if min(n, m) >= FINEST - 2.0 else None)
+        self._take_options(fresh if n == m else slice(n))
 
-    def _slide(self, rows: Ints, gone: int) -> int:
-        """Take out the oldest kernels and add younger ones; return the number of the first new one."""
+    def _slide(self, rows: Ints, gone: int) -> slice:
+        """Take out the oldest kernels and make room for younger ones; return the numbers of these."""
         n, m = len(rows), len(self._rows)
         stay = m - gone
         prior = self._kept[:, self._begin + m].copy()
@@ -137,77 +141,103 @@ class Kernels:
             grown[:, :stay] = self._kept[:, self._begin : self._begin + stay]
             self._kept, self._begin = grown, 0
         self._rows, self._count = rows, n
-        means, sigmas, _ = self._views()
         self._kept[:, self._begin + n] = prior
-        means[:, stay:n] = self._table.places[rows[stay:]].T[self._numeric]
-        sigmas[:, stay:n] = np.nan
-        self._rank(np.arange(m) - gone, np.arange(stay, n))
-        return stay
+        return slice(stay, n)
 
-    def _rank(self, to: Ints, fresh: Ints) -> None:
-        """Put the trials in order; to: new number by old one, negative of those that went; fresh: the new ones."""
-        means = self._views()[0][:, :-1]
-        if len(fresh) > SINGLY or len(fresh) == means.shape[1]:
-            self._ranking.renew(means)
-        else:
-            self._ranking.change(to, fresh, means[:, fresh])
+    def _rearrange(self, rows: Ints) -> tuple[Ints, Ints]:
+        """Make room for rows, whatever came before.
 
-    def _rearrange(self, rows: Ints) -> None:
-        """Take in rows, whatever came before."""
+        Returns:
+            The new number of each kernel so far, -1 of those that went, and the numbers of the new ones.
+        """
         old, n, m = self._rows, len(rows), len(self._rows)
         at = np.searchsorted(rows, old)
         kept = at < n
         kept[kept] = rows[at[kept]] == old[kept]
         to = np.append(at[kept], n)  # new numbers of the kernels that stay, the prior's last
         source = np.append(np.flatnonzero(kept), m)
-        after = np.empty((len(self._kept), max(64, 2 * (n + 1))))
-        # Runs of kernels that stay side by side are copied together.
-        ends = np.append(np.flatnonzero((np.diff(to) != 1) | (np.diff(source) != 1)) + 1, len(to))
-        begin = 0
-        for end in ends.tolist():
-            first = self._begin + int(source[begin])
-            after[:, to[begin] : to[begin] + end - begin] = self._kept[:, first : first + end - begin]
-            begin = end
-        self._kept, self._begin, self._rows, self._count = after, 0, rows, n
-        fresh = np.setdiff1d(np.arange(n), to[:-1], assume_unique=True)
-        means, sigmas, factors = self._views()
-        means[:, fresh] = self._table.places[rows[fresh]].T[self._numeric]
-        sigmas[:, fresh] = np.nan
-        factors[:, fresh] = 0.0
-        self._rank(np.where(kept, at, -1), fresh)
+        self._move(source, to)
+        self._rows, self._count = rows, n
+        fresh = np.ones(n, dtype=bool)
+        fresh[to[:-1]] = False
+        numbers = np.flatnonzero(fresh)
+        self._views()[2][:, numbers] = 0.0
+        return np.where(kept, at, -1), numbers
 
-    def _compute(self, changed: np.ndarray) -> None:
-        """Compute anew the factors of numeric columns, where means or widths changed."""
-        column, kernel = np.nonzero(changed)
+    def _move(self, source: Ints, to: Ints) -> None:
+        """Move kernels to their new numbers; runs that stay side by side together, and the longest not at all."""
+        cuts = np.flatnonzero((to[1:] - to[:-1] != 1) | (source[1:] - source[:-1] != 1)) + 1
+        starts, ends = np.array([0, *cuts]), np.array([*cuts, len(to)])
+        longest = starts[(ends - starts).argmax()]
+        kept, begin, after = self._kept, self._begin, self._kept
+        here = int(begin + source[longest] - to[longest])
+        if here < 0 or here + to[-1] + 1 > kept.shape[1]:
+            n = int(to[-1])
+            after, here = np.zeros((len(kept), max(64, 2 * (n + 1)))), n // 4
+        by = here + to[starts] - begin - source[starts]
+        # What moves left goes first to last, then what moves right last to first: none is overwritten before it moved.
+        for k in [*np.flatnonzero(by <= 0).tolist(), *np.flatnonzero(by > 0)[::-1].tolist()]:
+            first, last = begin + int(source[starts[k]]), begin + int(source[ends[k] - 1]) + 1
+            if by[k] or after is not kept:
+                after[:, first + by[k] : last + by[k]] = kept[:, first:last]
+        self._kept, self._begin = after, here
+
+    def _widen(self, met: tuple[Ints, Ints] | None) -> None:
+        """Bring widths in step, and what follows from them; met: kernels that have other neighbours, None: any."""
+        means, sigmas, _ = self._views()
+        means, sigmas = means[:, :-1], sigmas[:, :-1]
+        finest = 1.0 / min(FINEST, self._count + 2.0)
+        if met is None:
+            widths = self._ranking.widths(means, finest)
+            columns, numbers = np.nonzero(widths != sigmas)
+            widths = widths[columns, numbers]
+        else:
+            columns, numbers = met
+            widths = self._ranking.widths(means, finest, columns, numbers)
+            changed = np.flatnonzero(widths != sigmas[columns, numbers])
+            columns, numbers, widths = columns[changed], numbers[changed], widths[changed]
+        sigmas[columns, numbers] = widths
+        self._compute(columns, numbers)
+
+    def _compute(self, column: Ints, kernel: Ints) -> None:
+        """Compute anew the factors of numeric columns of these kernels."""
         if not len(column):
             return
         means, sigmas, factors = self._views()
-        mean, sigma = means[column, kernel], sigmas[column, kernel]
-        if len(self._sited):
-            sited = self._is_sited[column]
-            which = np.searchsorted(self._sited, column[sited])
-            self._compute_sited(which, kernel[sited], mean[sited], sigma[sited], factors)
-            rest = ~sited
-            column, kernel, mean, sigma = column[rest], kernel[rest], mean[rest], sigma[rest]
-        o, row = len(self._open), self._square[column]
-        inverse = 1.0 / sigma
-        ends = np.empty((2, len(mean)))
-        np.subtract(self._high[column], mean, out=ends[0])
-        np.subtract(self._low[column], mean, out=ends[1])
-        ends *= inverse
-        ends = normal_cdf(ends)
+        mean, inverse = means[column, kernel], 1.0 / sigmas[column, kernel]
+        is_sited = self._is_sited[column]
+        open_, sited = np.flatnonzero(~is_sited), np.flatnonzero(is_sited)
+        site = self._which[column[sited]]
+        edges = self._sites.edges[self._site[site]]
+        ends = np.empty(2 * len(open_) + edges.size)
+        range_ends, value_ends = ends[: 2 * len(open_)].reshape(2, -1), ends[2 * len(open_) :].reshape(edges.shape)
+        here, of_open = column[open_], mean[open_]
+        np.subtract(self._high[here], of_open, out=range_ends[0])
+        np.subtract(self._low[here], of_open, out=range_ends[1])
+        range_ends *= inverse[open_]
+        np.subtract(edges, mean[sited, None], out=value_ends)
+        value_ends *= inverse[sited, None]
+        below = normal_cdf(ends)
+        if len(open_):
+            inside = below[: len(open_)] - below[len(open_) : 2 * len(open_)]
+            self._set_open(here, kernel[open_], of_open, inverse[open_], inside)
+        if len(sited):
+            cdf = below[2 * len(open_) :].reshape(edges.shape)
+            masses = np.maximum(cdf[:, 1:] - cdf[:, :-1], _TINY) / (cdf[:, -1:] - cdf[:, :1])
+            factors[self._site_rows[site], kernel[sited, None]] = np.log(masses)
+            factors[-1] = 0.0
+
+    def _set_open(self, column: Ints, kernel: Ints, mean: Array, inverse: Array, inside: Array) -> None:
+        """Set the factors of open columns; inside: what the untruncated distributions have in the range."""
+        _, _, factors = self._views()
+        d, o, row = len(self._numeric), len(self._open), self._which[column]
+        constants = self._kept[2 * d : 2 * d + o, self._begin :]
         scaled = mean * inverse
         factors[row, kernel] = -0.5 * inverse * inverse
         factors[o + row, kernel] = scaled * inverse
-        factors[2 * o + row, kernel] = (
-            self._is_smooth[column] * (np.log(inverse) - 0.5 * scaled * scaled) - np.log(ends[0] - ends[1])
-        )  # fmt: skip
-
-    def _compute_sited(self, which: Ints, kernel: Ints, mean: Array, sigma: Array, factors: Array) -> None:
-        cdf = normal_cdf((self._sites.edges[self._site[which]] - mean[:, None]) / sigma[:, None])
-        masses = np.maximum(cdf[:, 1:] - cdf[:, :-1], _TINY) / (cdf[:, -1:] - cdf[:, :1])
-        factors[self._site_rows[which], kernel[:, None]] = np.log(masses)
-        factors[-1] = 0.0
+        smooth = self._is_smooth[column] * (np.log(inverse) - 0.5 * scaled * scaled)
+        constants[row, kernel] = smooth - np.log(inside)
+        factors[2 * o, kernel] = constants[:, kernel].sum(axis=0)
 
     def _weigh(self) -> None:
         """Compute what depends on the number of kernels alone."""
@@ -217,6 +247,7 @@ class Kernels:
         other = self._option_prior * counts[self._of_option] * (self._prior_weight / (n + 1))
         total = np.bincount(self._of_option, other, len(counts))[self._of_option] + 1.0
         self._other, self._alike = other / total, (other + 1.0) / total
+        self._log_other, self._log_alike = np.log(np.maximum(self._other, _TINY))[:, None], np.log(self._alike)
         self._option_draws: Array | None = None
 
     def _share(self, shares: Array) -> None:
@@ -224,33 +255,22 @@ class Kernels:
         self._weights: Array = weights / weights.sum()
         self._cumulative: Array = np.cumsum(self._weights)[:-1]
 
-    def _take_options(self, first: int) -> None:
-        """Set the factors of options from this kernel on."""
+    def _take_options(self, trials: Ints | slice) -> None:
+        """Set the factors of options of these trials and of the prior."""
         if not len(self._of_option):
             return
-        _, _, factors = self._views()
-        part = factors[self._options_start : -1, first:]
-        part[:] = np.log(np.maximum(self._other, _TINY))[:, None]
-        own = self._table.spots[self._rows[first:]].T[self._choice_spots] + self._option_starts[:, None]
-        part[own, np.arange(own.shape[1])] = np.log(self._alike)[own]
-        part[:, -1] = np.log(np.maximum(self._option_prior, _TINY))
+        factors = self._views()[2][self._options_start : -1]
+        own = self._table.spots[self._rows[trials]].T[self._choice_spots] + self._option_starts[:, None]
+        part = np.repeat(self._log_other, own.shape[1], axis=1)
+        part[own, np.arange(own.shape[1])] = self._log_alike[own]
+        factors[:, trials] = part
+        factors[:, -1] = self._log_prior
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Array, Ints]:
         """Return places (count, n_numeric), not yet rounded, and options (count, n_choices)."""
         kernel = self._cumulative.searchsorted(rng.random(count), side="right")
         means, sigmas, _ = self._views()
-        means, sigmas = means.T[kernel], sigmas.T[kernel]
-        x = np.empty(means.shape)
-        missing = np.ones(means.shape, dtype=bool)
-        while True:
-            drawn = means + sigmas * rng.standard_normal((_ROUNDS, *means.shape))
-            inside = (drawn >= self._low) & (drawn < self._high)
-            first = inside.argmax(axis=0)
-            chosen = np.take_along_axis(drawn, first[None], axis=0)[0]
-            np.copyto(x, chosen, where=missing)
-            missing &= ~inside.any(axis=0)
-            if not missing.any():
-                break
+        x = self._draw_inside(means.T[kernel], sigmas.T[kernel], rng)
         if not len(self._of_option):
             return x, np.zeros((count, 0), dtype=np.int64)
         points = rng.random((count, len(self._option_counts), 1))
@@ -258,6 +278,20 @@ class Kernels:
         is_trial = kernel < self._count
         own[is_trial] = self._table.spots[self._rows[kernel[is_trial]]][:, self._choice_spots]
         return x, (points >= self._draws()[np.arange(own.shape[1]), own]).sum(axis=2)
+
+    def _draw_inside(self, means: Array, sigmas: Array, rng: np.random.Generator) -> Array:
+        """Return a draw from each truncated normal distribution; all of shape (count, n_numeric)."""
+        x = means + sigmas * rng.standard_normal(means.shape)
+        row, column = np.nonzero((x < self._low) | (x >= self._high))
+        while len(row):
+            many = rng.standard_normal((_ROUNDS, len(row))) * sigmas[row, column] + means[row, column]
+            inside = (many >= self._low[column]) & (many < self._high[column])
+            first = inside.argmax(axis=0)
+            each = np.arange(len(row))
+            x[row, column] = many[first, each]
+            missing = ~inside[first, each]
+            row, column = row[missing], column[missing]
+        return x
 
     def _draws(self) -> Array:
         """Return, by choice and by the kernel's own option (last: the prior's), the cumulative probabilities of all
@@ -277,20 +311,17 @@ class Kernels:
     def features(self, x: Array, options: Ints) -> Array:
         """Return the numbers of candidates that the product of matrices takes, (count, n_factors); see `log`."""
         found = np.zeros((len(x), self._width))
-        o = len(self._open)
-        if o:
-            at = self._square[self._smooth]
+        o, rows = len(self._open), np.arange(len(x))[:, None]
+        if len(self._smooth):
+            at = self._which[self._smooth]
             smooth = x[:, self._smooth]
             found[:, at] = smooth * smooth
             found[:, o + at] = smooth
-            found[:, 2 * o : 3 * o] = 1.0
-        rows = np.arange(len(x))
-        for column, site, start in zip(
-            self._sited.tolist(), self._site.tolist(), self._site_starts.tolist(), strict=True
-        ):
-            found[rows, start + self._sites.spot(site, x[:, column])] = 1.0
+        found[:, 2 * o] = 1.0
+        if len(self._sited):
+            found[rows, self._site_starts + self._sites.spots(x[:, self._sited], self._site)] = 1.0
         if len(self._of_option):
-            found[rows[:, None], self._options_start + self._option_starts + options] = 1.0
+            found[rows, self._options_start + self._option_starts + options] = 1.0
         return found
 
     def log(self, x: Array, options: Ints, features: Array | None = None) -> Array:
@@ -309,5 +340,6 @@ class Kernels:
             total += np.log(np.maximum(cdf[0] - cdf[1], _TINY))
         most = total.max(axis=1, keepdims=True)
         total -= most
+        np.maximum(total, _LEAST_LOG, out=total)
         np.exp(total, out=total)
         return np.asarray(np.log(total @ self._weights) + most[:, 0])

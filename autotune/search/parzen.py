@@ -133,20 +133,30 @@ def log_mass(mixture: Mixture, low: Array, high: Array) -> Array:
 
 def normal_cdf(x: Array) -> Array:
     """Return the standard normal distribution function, to about 1e-12."""
-    table = _cubics()
-    u = (np.clip(x, -_REACH, _REACH) + _REACH) * _PER_UNIT
+    u = np.maximum(x, -_REACH)
+    np.minimum(u, _REACH, out=u)
+    u += _REACH
+    u *= _PER_UNIT
     i = u.astype(np.int64)
-    np.minimum(i, table.shape[1] - 1, out=i)
     u -= i
-    c0, c1, c2, c3 = table
-    return np.asarray(c0.take(i) + u * (c1.take(i) + u * (c2.take(i) + u * c3.take(i))))
+    c = _cubics().take(i, axis=0)
+    found = c[..., 3] * u
+    for power in (2, 1):
+        found += c[..., power]
+        found *= u
+    found += c[..., 0]
+    return np.asarray(found)
 
 
 @functools.cache
 def _cubics() -> Array:
-    """Return the cubics, lowest power first, that go through values and slopes at both ends of each cell."""
+    """Return the cubics, lowest power first, that go through values and slopes at both ends of each cell.
+
+    The last of them is for the upper end itself. Shape (n_cells + 1, 4): what is looked up together lies together.
+    """
     x = np.arange(-_REACH * _PER_UNIT, _REACH * _PER_UNIT + 1) / _PER_UNIT
     y = np.array([0.5 * math.erfc(-v / math.sqrt(2.0)) for v in x])
     slope = np.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi) / _PER_UNIT
     rise, left, right = np.diff(y), slope[:-1], slope[1:]
-    return np.stack([y[:-1], left, 3.0 * rise - 2.0 * left - right, left + right - 2.0 * rise])
+    cubics = np.stack([y[:-1], left, 3.0 * rise - 2.0 * left - right, left + right - 2.0 * rise], axis=1)
+    return np.concatenate([cubics, [[y[-1], 0.0, 0.0, 0.0]]])

@@ -23,7 +23,6 @@ class Sites:
     def __init__(self, columns: Columns) -> None:
         sizes = columns.spots[: len(columns.sites)]
         most = max(sizes, default=0)
-        self._sizes = sizes
         self.edges: Array = np.zeros((len(sizes), most + 1))
         self.kernels: Array = np.zeros((len(sizes), most, most))
         for k, (d, size) in enumerate(zip(columns.sites.tolist(), sizes, strict=True)):
@@ -34,6 +33,9 @@ class Sites:
             self.edges[k, :size], self.edges[k, size:] = low, high[-1]
             at = np.array([column.place(value) for value in column.values()])
             self.kernels[k, :size, :size] = np.diff(normal_cdf((self.edges[k, : size + 1, None] - at) * FINEST), axis=0)
+        # Ends between two values, then what no place reaches.
+        values = np.arange(1, max(most, 1))
+        self._inner: Array = np.where(values < np.array(sizes, dtype=np.int64)[:, None], self.edges[:, 1:-1], np.inf)
         self.prior: Array = np.diff(normal_cdf(self.edges), axis=1)
         self._flat: Ints = np.flatnonzero(np.arange(most) < np.array(sizes, dtype=np.int64)[:, None])
         choices = list(columns.choices.values())
@@ -49,10 +51,15 @@ class Sites:
         cdf = normal_cdf((edges[:, :, None] - mixture.means[:, None, :]) / mixture.sigmas[:, None, :])
         return np.asarray(np.einsum("dkm,dm->dk", cdf[:, 1:] - cdf[:, :-1], mixture.weights))
 
-    def spot(self, column: int, places: Array) -> Ints:
-        """Return the values' numbers in whose intervals places of one column of sites lie."""
-        edges = self.edges[column, 1 : self._sizes[column]]
-        return np.searchsorted(edges, places, side="right").astype(np.int64)
+    def spots(self, places: Array, which: Ints | None = None) -> Ints:
+        """Return the values' numbers in whose intervals places lie.
+
+        Args:
+            places: Within the ranges, upper ends excluded; (n, n_sites).
+            which: The columns of sites, if not all of them.
+        """
+        inner = self._inner if which is None else self._inner[which]
+        return np.asarray((places[:, :, None] >= inner).sum(axis=2))
 
     def flat(self, padded: Array) -> Array:
         """Return what is not padding, one column after the other; padded: (n_sites, most values)."""

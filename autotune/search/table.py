@@ -118,28 +118,26 @@ class Table:
 
     def _merge(self, observations: Sequence[Observation]) -> None:
         """Add and update; rows stay in order of number."""
-        new = []
+        new: dict[int, Observation] = {}  # the latest of each number
         for observation in observations:
             row = self._rows.get(observation.number)
             if row is None:
-                new.append(observation)
+                new[observation.number] = observation
                 continue
             old = self.told[row]
             if old is observation or old == observation:
                 continue
             if old.params != observation.params:
-                new = [*self.told, *observations]
+                new = {o.number: o for o in [*self.told, *observations]}
                 self._clear()
-                new = list({o.number: o for o in new}.values())
                 break
             self._set(row, observation)
             self.touched.add(row)
-        new.sort(key=lambda o: o.number)
-        if new and self.told and new[0].number < self.told[-1].number:
-            new = sorted({o.number: o for o in [*self.told, *new]}.values(), key=lambda o: o.number)
+        if new and self.told and min(new) < self.told[-1].number:
+            new = {o.number: o for o in self.told} | new
             self._clear()
-        for observation in new:
-            self._add(observation)
+        for number in sorted(new):
+            self._add(new[number])
 
     def _add(self, observation: Observation) -> None:
         row = len(self.told)
@@ -176,17 +174,21 @@ class Table:
         """Return the rows of trials that finished, were pruned or are infeasible."""
         return np.flatnonzero(self._ended[: len(self)])
 
-    def model_losses(self, liar: str) -> Array | None:
+    def model_losses(self, liar: str | None) -> Array | None:
         """Return the losses that the model is told, NaN for trials that are not in it; None if none is finite.
 
         Args:
-            liar: ``mean``, ``worst`` or ``best`` of the finite losses: what a waiting trial counts as.
+            liar: ``mean``, ``worst`` or ``best`` of the finite losses: what a waiting trial counts as; None: waiting
+                trials are not in the model, and what is returned is the table's own.
         """
         n = len(self)
-        losses = self.losses[:n].copy()
-        finite = losses[np.isfinite(losses)]
-        if not len(finite):
+        losses = self.losses[:n]
+        is_finite = np.isfinite(losses)
+        if not is_finite.any():
             return None
+        if liar is None:
+            return losses
+        losses, finite = losses.copy(), losses[is_finite]
         lie = finite.mean() if liar == "mean" else finite.max() if liar == "worst" else finite.min()
         losses[self.kinds[:n] == WAITING] = lie
         return losses

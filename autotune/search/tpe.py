@@ -146,11 +146,11 @@ class Tpe:
         counted = (kinds == TOLD) | (kinds == WAITING) if self.split == "linear" else kinds != OUT
         if int(np.count_nonzero(counted)) < self.startup:
             return None
-        losses = table.model_losses(self.liar)
+        losses = table.model_losses(self.liar if self.split == "sqrt" else None)
         if losses is None:
             return None
         state.groups.split(losses, GAMMAS[self.split] if self.gamma is None else self.gamma, self.split)
-        if self.multivariate and _chance(self.seed, number) >= self.independent:
+        if self.multivariate and (not self.independent or _chance(self.seed, number) >= self.independent):
             if state.joint is None or state.joint.epoch != table.epoch:
                 state.joint = JointProposer(table, self.prior_weight, state.sites, self.focus)
             state.joint.update(state.groups)

@@ -17,6 +17,7 @@ import numpy as np
 from autotune.errors import SpaceError
 
 _INT_LIMIT = 2**63
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def check_key(key: object, where: str) -> str:
@@ -64,6 +65,8 @@ def plain(value: Any, where: str) -> Any:
         SpaceError: The value is not JSON: another type, NaN or an infinity, a whole number beyond
             64 bits, text that is not valid Unicode, or a mapping key that `check_key` refuses.
     """
+    if type(value) is float and math.isfinite(value):  # as almost always
+        return value + 0.0
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool):
@@ -92,7 +95,7 @@ def plain(value: Any, where: str) -> Any:
 
 def canonical(value: Any) -> str:
     """Return the one JSON text of a plain value: sorted keys, no spaces, shortest exact floats."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def digest(value: Any) -> str:

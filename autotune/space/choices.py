@@ -128,7 +128,7 @@ def template_of(value: Any, where: str) -> Template:
 
 def unwrap(template: Template) -> Template:
     """Return what is inside a constant or nested mapping, else the template itself."""
-    return template.value if isinstance(template, Const | Nested) else template
+    return template.value if isinstance(template, (Const, Nested)) else template  # a union takes twice as long
 
 
 def is_literal(template: Template) -> bool:

@@ -30,6 +30,8 @@ def number(value: Any, what: str) -> Number:
     Raises:
         SpaceError: ``value`` is not a number (a bool is none), or is NaN or infinite.
     """
+    if type(value) is float and math.isfinite(value):  # as almost always
+        return value
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         hint = ""
         if isinstance(value, str):

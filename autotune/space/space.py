@@ -173,6 +173,15 @@ class Space:
         """
         return digest(self._read(params)[0])
 
+    def identify(self, params: Mapping[str, Any]) -> tuple[str, Raw]:
+        """Return `hash` and `encode` of a configuration, which is read once.
+
+        Raises:
+            SpaceError: As `normalise`.
+        """
+        normalised, raw = self._read(params)
+        return digest(normalised), raw
+
     def flatten(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return dotted columns for tables: nested mappings are flattened, lists stay JSON values."""
         columns: dict[str, Any] = {}

@@ -30,6 +30,7 @@ from pymongo.errors import ConfigurationError, OperationFailure
 
 from autotune.clock import SystemClock
 from autotune.errors import InputError, StoreSetupError
+from autotune.store.history_window import long_history
 from autotune.store.mongo import MongoStore
 from autotune.store.schema import SCHEMA_VERSION
 
@@ -141,7 +142,7 @@ def backup(
     for name in campaigns:
         store.campaigns.get(name)
     source = _Source(store, tuple(campaigns), datasets=datasets, all_datasets=not campaigns, progress=progress)
-    with _published(path) as file, store.connection.mapped():
+    with _published(path) as file, store.connection.mapped(), long_history(store.connection.client):
         reason = ""
         for _ in range(_TRIES):
             try:

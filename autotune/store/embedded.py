@@ -23,6 +23,7 @@ from pymongo import errors as driver
 
 from autotune import home
 from autotune.errors import StoreSetupError
+from autotune.store.history_window import PARAMETER
 from autotune.store.mongod import (
     MONGOD_VARIABLE,
     Server,
@@ -145,7 +146,8 @@ def launch(folder: Path, *arguments: str) -> Server:
     command = [
         str(binary), "--dbpath", str(data_folder(folder)), "--port", str(port), "--bind_ip", "127.0.0.1",
         "--replSet", replica_set, "--logpath", str(log), "--oplogSize", "256", "--wiredTigerCacheSizeGB", "0.5",
-        "--setParameter", "diagnosticDataCollectionEnabled=false", "--logappend", "--nounixsocket", *arguments,
+        "--setParameter", "diagnosticDataCollectionEnabled=false",
+        "--setParameter", f"{PARAMETER}=0", "--logappend", "--nounixsocket", *arguments,
     ]  # fmt: skip
     if log.exists() and log.stat().st_size > 50_000_000:
         log.replace(log.with_suffix(".log.1"))

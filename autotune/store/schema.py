@@ -138,6 +138,8 @@ VALIDATORS: dict[str, dict[str, Any]] = {
 BY_STATE = "campaign_state_number"
 """The index that a coordinator's queries name: where trials are few, the server would now and then take another one,
 and keep to it while they become many."""
+BY_SCORE = "campaign_score"
+"""The index that finds the best trial."""
 
 
 def _index(name: str, *keys: str, unique: bool = False) -> IndexModel:
@@ -150,7 +152,7 @@ INDEXES: dict[str, list[IndexModel]] = {
         _index("campaign_number", "campaign", "number", unique=True),
         _index("campaign_configuration", "campaign", "config_hash", "fold", "replicate", unique=True),
         _index(BY_STATE, "campaign", "state", "number"),
-        _index("campaign_score", "campaign", "score"),
+        _index(BY_SCORE, "campaign", "score"),
         _index("state_owner", "state", "lease.owner"),
         IndexModel(
             [("lease.token", ASCENDING)],

@@ -11,7 +11,7 @@ from autotune.errors import NotFoundError, StoreError
 from autotune.store.connection import Connection, mapped
 from autotune.store.documents import trial_value
 from autotune.store.expressions import expired
-from autotune.store.schema import BY_STATE
+from autotune.store.schema import BY_SCORE, BY_STATE
 from autotune.trial import Trial, TrialState
 
 WITHOUT_TEXTS = {"attempts.traceback": 0, "attempts.log_tail": 0, "attempts.late_result": 0}
@@ -82,9 +82,14 @@ class TrialReads:
     @mapped
     def best(self, campaign: str, mode: str) -> Trial | None:
         """Return the finished trial with the best score, the lowest number among equals; None when none finished."""
-        order = [("score", DESCENDING if mode == "max" else ASCENDING), ("number", ASCENDING)]
-        query = {"campaign": campaign, "state": "finished", "score": {"$type": "double"}}
-        document = self._trials.find_one(query, WITHOUT_TEXTS, sort=order)
+        query: dict[str, Any] = {"campaign": campaign, "state": "finished", "score": {"$type": "double"}}
+        order = [("score", DESCENDING if mode == "max" else ASCENDING)]
+        # Two looks at one end of an index; sorting by both at once would read every trial.
+        first = self._trials.find_one(query, {"score": 1}, sort=order, hint=BY_SCORE)
+        if first is None:
+            return None
+        equal = query | {"score": first["score"]}
+        document = self._trials.find_one(equal, WITHOUT_TEXTS, sort=[("number", ASCENDING)], hint=BY_SCORE)
         return None if document is None else trial_value(document)
 
     @mapped

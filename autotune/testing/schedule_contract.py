@@ -83,6 +83,9 @@ class Play:
         shuffled = random.Random(0).sample(self.members, len(self.members))
         again = fresh.actions(shuffled, idle=idle, remaining=self.remaining)
         assert again == actions, "actions follow from the history alone"
+        if not self.schedule.goes_by_ended:
+            again = fresh.actions(self.of(*ACTIVE_STATES), idle=idle, remaining=self.remaining)
+            assert again == actions, "what has ended makes no difference where the schedule says so"
         work = [a for a in actions if not isinstance(a, Prune)]
         assert len(work) <= free, "no more than there are free slots"
         assert len(work) >= min(free, self.remaining), "no slot is idle while a trial may be proposed"

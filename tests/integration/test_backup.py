@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from pymongo.errors import OperationFailure
 
 from autotune.errors import AutotuneError, CampaignExistsError, InputError, NotFoundError, StateError, StoreSetupError
 from autotune.store import backup as backup_module
+from autotune.store import history_window
 from autotune.store import restore as restore_module
 from autotune.store.backup import COLLECTIONS, DATASETS, MANIFEST, backup
 from autotune.store.base import CampaignRecord
@@ -206,6 +208,60 @@ def test_a_server_without_snapshots_is_said_and_read_all_the_same(
     assert "pause the campaigns" in warning
     restore(target, file)
     assert contents(target, "demo") == contents(store, "demo")
+
+
+@pytest.mark.parametrize("longer_s", [0, history_window.RAISED_S])
+def test_a_server_that_keeps_no_history_keeps_it_for_a_backup(
+    store: MongoStore, make_campaign: Make, file: Path, monkeypatch: pytest.MonkeyPatch, longer_s: int
+) -> None:
+    """As the embedded one; without that, what is overwritten meanwhile can no longer be read as it was."""
+    make_campaign()
+    fill(store, "demo")
+    write_part, admin = backup_module._write_part, store.connection.client.admin
+    windows: list[int] = []
+
+    def window() -> int:
+        return int(admin.command({"getParameter": 1, history_window.PARAMETER: 1})[history_window.PARAMETER])
+
+    def write_slowly(archive: Any, name: str, documents: Any) -> Any:
+        if name == "reports":
+            windows.append(window())
+            for _ in range(30):
+                store.connection.database["reports"].update_many({}, {"$set": {"metrics.loss": 7.0}})
+                store.connection.database["reports"].update_many({}, {"$set": {"metrics.loss": 8.0}})
+                time.sleep(0.05)
+        return write_part(archive, name, documents)
+
+    monkeypatch.setattr(backup_module, "_write_part", write_slowly)
+    monkeypatch.setattr(history_window, "RAISED_S", longer_s)
+    before_s = window()
+    admin.command({"setParameter": 1, history_window.PARAMETER: 0})
+    try:
+        assert backup(store, file).consistent == (longer_s > 0)
+        assert window() == 0
+    finally:
+        admin.command({"setParameter": 1, history_window.PARAMETER: before_s})
+    assert windows[0] == longer_s
+
+
+@pytest.mark.parametrize(("found_s", "left_s"), [(10, 10), (history_window.RAISED_S, 0), (7200, 7200)])
+def test_the_history_of_a_server_is_left_as_it_should_be(
+    store: MongoStore, make_campaign: Make, file: Path, found_s: int, left_s: int
+) -> None:
+    """A longer one stays; what a backup left that was killed becomes what the embedded server was started with."""
+    make_campaign()
+    admin = store.connection.client.admin
+
+    def window() -> int:
+        return int(admin.command({"getParameter": 1, history_window.PARAMETER: 1})[history_window.PARAMETER])
+
+    before_s = window()
+    admin.command({"setParameter": 1, history_window.PARAMETER: found_s})
+    try:
+        assert backup(store, file).consistent
+        assert window() == left_s
+    finally:
+        admin.command({"setParameter": 1, history_window.PARAMETER: before_s})
 
 
 def test_a_name_that_is_taken_is_left_as_it_is(store: MongoStore, make_campaign: Make, file: Path) -> None:

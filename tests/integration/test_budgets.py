@@ -6,12 +6,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from autotune.coordinator import Coordinator
 from autotune.store.base import CampaignRecord
 from autotune.store.campaigns import Extension
 from autotune.store.mongo import MongoStore
+from autotune.testing.helpers import result
 from autotune.trial import CampaignState, TrialState
 from tests.objectives.support import (
     ENDINGS,
@@ -107,6 +110,31 @@ def test_device_hours_count_every_attempt_and_its_share(
     assert {a.share for t in trials for a in t.attempts} == {0.5}
     assert 4.0 <= device_s(store) < 8.0
     wait_for_end([process_of(file) for file in tmp_path.glob("running-*")])
+
+
+def test_what_finishes_while_the_campaign_ends_is_counted(
+    store: MongoStore, launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look that finds the budget used up and the end of what runs."""
+    launch("hangs", run_s=3600.0)
+    name, cancel = "demo", type(store.trials).cancel
+    leases = []
+    for number in range(2):
+        store.trials.propose(name, number, {"x": float(number)}, f"h{number}", seed=0)
+        trial = store.trials.claim([name], owner="w", token=f"token {number}", duration_s=60.0)
+        assert trial is not None
+        leases.append(trial.lease)
+
+    def late(self: Any, campaign: str, message: str) -> Any:
+        self.finish(leases[0], result(1.0))
+        return cancel(self, campaign, message)
+
+    monkeypatch.setattr(type(store.trials), "cancel", late)
+    leave(store, 0.0)
+    coordinator = Coordinator(store, name)
+    wait_until(lambda: coordinator.step() is CampaignState.FINISHED, "the end of the campaign")
+    assert store.campaigns.get(name).message.endswith("is used up; 1 of 100 trials finished")
+    assert [t.state for t in store.trials.find(name)] == [TrialState.FINISHED, TrialState.CANCELLED]
 
 
 def test_pauses_do_not_count(store: MongoStore, launch: Launch, tmp_path: Path) -> None:

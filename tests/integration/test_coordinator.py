@@ -123,6 +123,31 @@ def test_a_pause_just_before_the_end_stands(
     assert store.campaigns.get("demo").state is CampaignState.PAUSED
 
 
+def test_a_campaign_is_read_anew_when_it_changed_or_after_a_while(
+    store: MongoStore, make_campaign: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for each trial that changes: four times a second then."""
+    make_campaign(max_trials=100)
+    _register(store)
+    clock, reads, get = ManualClock(), [], store.campaigns.get
+
+    def counted(name: str) -> CampaignRecord:
+        reads.append(name)
+        return get(name)
+
+    monkeypatch.setattr(store.campaigns, "get", counted)
+    coordinator = Coordinator(store, "demo", clock)
+    for _ in range(5):
+        assert coordinator.step(only_trials=True) is CampaignState.RUNNING
+        _run_one(store)
+    assert len(reads) == 1
+    clock.advance(0.3)
+    coordinator.step(only_trials=True)
+    assert len(reads) == 2
+    store.campaigns.set_state("demo", CampaignState.PAUSED, expected=[CampaignState.RUNNING], who="me")
+    assert coordinator.step() is CampaignState.PAUSED
+
+
 def test_one_leads_and_another_takes_over_when_it_resigns(store: MongoStore, make_campaign: Make) -> None:
     make_campaign(max_trials=4)
     _register(store)

@@ -15,12 +15,13 @@ from autotune.testing.helpers import (
     CAMPAIGN,
     campaign_record,
     expire,
+    failure,
     propose,
     result,
     running,
     worker_record,
 )
-from autotune.trial import Report, TrialState
+from autotune.trial import Cause, Report, TrialState
 
 SECRET_FREE_KEYS = {"uri", "version", "state", "replica_set", "campaigns", "trials", "workers"}
 
@@ -185,3 +186,31 @@ def test_hot_queries_use_an_index(
         plan = str(healthy.connection.database.command("explain", command, verbosity="queryPlanner"))
         assert "COLLSCAN" not in plan, command
         assert "IXSCAN" in plan or "IDHACK" in plan or "EOF" in plan or "COUNT_SCAN" in plan or "DISTINCT_SCAN" in plan
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_best_is_found_without_reading_the_others(
+    store: MongoStore, store_uri: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where many are equal, and where most have failed."""
+    import pymongo
+
+    store.campaigns.create(campaign_record(max_trials=60))
+    for number in range(40):
+        held = running(store, number)
+        if number % 2:
+            store.trials.finish(held, result(float(number // 4)))
+        else:
+            store.trials.end_attempt(held, failure(Cause.ERROR))
+    commands, client = Commands(), pymongo.MongoClient
+    monkeypatch.setattr(pymongo, "MongoClient", lambda *a, **k: client(*a, event_listeners=[commands], **k))
+    with MongoStore(store_uri) as watched:
+        commands.sent.clear()
+        best = watched.trials.best(CAMPAIGN, mode)
+    assert best is not None
+    assert best.number == (1 if mode == "min" else 37)
+    examined = 0
+    for command in commands.sent:
+        plan = store.connection.database.command("explain", command, verbosity="executionStats")
+        examined += plan["executionStats"]["totalDocsExamined"]
+    assert 0 < examined <= 5

@@ -58,6 +58,25 @@ def test_only_what_is_due_is_renewed(store: MongoStore, keeper: LeaseKeeper, clo
     assert expiry(store, 1) > before[1]
 
 
+def test_the_thread_is_woken_only_if_it_would_sleep_too_long(
+    store: MongoStore, keeper: LeaseKeeper, clock: ManualClock
+) -> None:
+    """Trials of milliseconds come and go without it."""
+    assert keeper.step() == SEEN_S
+    keeper.hold(claim(store, "seldom"), 20.0)
+    assert not keeper._changed.is_set()
+    keeper.hold(claim(store, "often"), 2.0)
+    assert keeper._changed.is_set()
+    assert keeper.step() == 2.0
+    keeper._changed.clear()
+    keeper.check(heard=True)
+    assert keeper._changed.is_set()  # they may be asked for a second after they were claimed
+    assert keeper.step() == 1.0
+    keeper._changed.clear()
+    keeper.check(heard=True)
+    assert not keeper._changed.is_set()
+
+
 def test_lost_lease_is_marked_once_and_not_asked_for_again(
     store: MongoStore, keeper: LeaseKeeper, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -87,7 +87,7 @@ OUT = Budget(max_trials=5, max_s=10, used_s=11)
 def test_a_budget_in_time_ends_the_campaign(states: list[TrialState], state: CampaignState, message: str) -> None:
     trials = [make(n, s) for n, s in enumerate(states)]
     todo = plan(trials, budget=OUT)
-    assert todo == Plan(end=state, message="the budget of 0.002778 hours is used up" + message)
+    assert todo == Plan(end=state, message="the budget of 0.002778 hours is used up" + message, spent=OUT)
 
 
 def test_a_campaign_whose_trials_have_all_ended_is_not_out_of_time() -> None:

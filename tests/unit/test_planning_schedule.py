@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.mirror import Members, Told
-from autotune.planning import members, observations, rung_observations, schedule_mode
+from autotune.mirror import Members, Mirror, Told, Usage
+from autotune.planning import device_use, members, observations, rung_observations, schedule_mode
 from autotune.search import History, make_search
 from autotune.space import parse_space
 from autotune.testing.helpers import campaign_record
-from autotune.trial import Attempt, Trial, TrialState
+from autotune.trial import ACTIVE_STATES, Attempt, Trial, TrialState
 
 FINISHED, PRUNED, FAILED, PAUSED = TrialState.FINISHED, TrialState.PRUNED, TrialState.FAILED, TrialState.PAUSED
 QUEUED, RUNNING, CANCELLED = TrialState.QUEUED, TrialState.RUNNING, TrialState.CANCELLED
@@ -27,6 +28,14 @@ def make(number: int, state: TrialState, *scores: float | None, rung: int | None
         campaign="c", number=number, config_hash=str(number), state=state, rung_scores=scores,
         rung=max(0, len(scores) - 1) if rung is None else rung, **more,
     )  # fmt: skip
+
+
+def mirror_of(*trials: Trial) -> Mirror:
+    """Return a mirror that has taken in these trials; it has no store to read from."""
+    mirror = Mirror(None, "c")  # type: ignore[arg-type]
+    for trial in trials:
+        mirror.add(trial)
+    return mirror
 
 
 def failed(number: int, *scores: float | None, cause: str = "error", rung: int | None = None) -> Trial:
@@ -59,13 +68,38 @@ def test_members_are_smaller_is_better() -> None:
 
 def test_a_trial_that_has_not_changed_is_the_same_member() -> None:
     """Schedules compare members by identity; a trial that is read again is a new object, and often an equal one."""
-    known = Members()
-    paused, running = make(0, PAUSED, 1.0, None), make(1, RUNNING)
-    before = known.of([paused, running], "min")
-    assert before == members([paused, running], "min")
-    after = known.of([make(0, PAUSED, 1.0, None), make(1, PAUSED, 2.0), make(2, QUEUED)], "min")
+    mirror, known = mirror_of(make(0, PAUSED, 1.0, None), make(1, RUNNING)), Members()
+    before = list(known.follow(mirror, "min", ended=True))
+    assert before == members(mirror.trials, "min")
+    for trial in (make(0, PAUSED, 1.0, None), make(1, PAUSED, 2.0), make(2, QUEUED)):
+        mirror.add(trial)
+    after = known.follow(mirror, "min", ended=True)
     assert after[0] is before[0]
     assert after[1:] == members([make(1, PAUSED, 2.0), make(2, QUEUED)], "min")
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(list(TrialState)), st.booleans()), max_size=40))
+def test_what_follows_a_mirror_is_what_all_trials_give(events: list[tuple[int, TrialState, bool]]) -> None:
+    """Trials come in any order, change, and are asked for now and then; followers look at what changed alone."""
+    mirror, known, told, usage = mirror_of(), Members(), Told(), Usage()
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    for second, (number, state, looks) in enumerate(events):
+        end = None if state is RUNNING else begin + timedelta(seconds=number)
+        attempt = Attempt(token="t", owner="w", started_at=begin, ended_at=end, share=0.5)
+        mirror.add(make(number, state, 1.0, score=2.0 if state is FINISHED else None, attempts=(attempt,)))
+        assert mirror[number].state is state
+        if not looks:
+            continue
+        active = [t for t in mirror.trials if t.state in ACTIVE_STATES]
+        assert mirror.active == active
+        assert sorted(known.follow(mirror, "max", ended=True), key=lambda m: m.number) == members(mirror.trials, "max")
+        assert known.follow(mirror, "max", ended=False) == members(active, "max")
+        now = begin + timedelta(seconds=second)
+        assert usage.follow(mirror, now) == pytest.approx(device_use(mirror.trials, now))
+        history = told.follow(mirror, "max")
+        assert sorted(history, key=lambda o: o.number) == observations(mirror.trials, "max")
+    assert [t.number for t in mirror.changed_since(0)] == sorted({number for number, _, _ in events})
+    assert mirror.changed_since(mirror.revision) == []
 
 
 def test_the_highest_rung_with_enough_results_is_modelled() -> None:
@@ -177,16 +211,16 @@ def test_any_number_is_enough_if_none_is_asked_for(least: int) -> None:
 
 
 def test_a_search_is_told_what_changed_and_nothing_twice() -> None:
-    told, trials = Told(), [make(n, FINISHED, score=float(n)) for n in range(3)]
-    history = told.of(trials, "min")
+    told, mirror = Told(), mirror_of(*(make(n, FINISHED, score=float(n)) for n in range(3)))
+    history = told.follow(mirror, "min")
     assert [o.loss for o in history] == [0.0, 1.0, 2.0]
     seen = history.changed
-    trials[1] = make(1, FINISHED, score=1.0)
-    assert told.of(trials, "min") is history
+    mirror.add(make(1, FINISHED, score=1.0))
+    assert told.follow(mirror, "min") is history
     assert history.changed == seen, "read anew, but the same"
-    trials.append(make(3, RUNNING))
-    told.of(trials, "min")
-    trials[3] = make(3, FINISHED, score=9.0)
-    told.of(trials, "min")
+    mirror.add(make(3, RUNNING))
+    told.follow(mirror, "min")
+    mirror.add(make(3, FINISHED, score=9.0))
+    told.follow(mirror, "min")
     assert [(o.state, o.loss) for o in history.changes(seen)] == [("running", None), ("finished", 9.0)]
-    assert list(history) == observations(trials, "min")
+    assert list(history) == observations(mirror.trials, "min")

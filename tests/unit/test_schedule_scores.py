@@ -68,13 +68,15 @@ def test_without_room_one_trial_begins_where_everybody_waits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("since_s", "took_s", "expected"),
+    ("since_s", "took_s", "crowd_s", "expected"),
     [
-        (0.0, 0.001, 0.5), (5.0, 0.001, 0.5), (20.0, 0.001, 2.0), (30.0, 0.001, 3.0), (1e6, 0.001, 3.0),
-        (0.0, 0.05, 2.5), (1e6, 0.05, 3.0), (1e6, 0.1, 5.0), (0.0, 0.2, 6.0), (1e6, 60.0, 6.0),
+        (0.0, 0.001, 0.0, 0.5), (5.0, 0.001, 0.0, 0.5), (20.0, 0.001, 0.0, 2.0), (30.0, 0.001, 0.0, 3.0),
+        (1e6, 0.001, 0.0, 3.0), (0.0, 0.05, 0.0, 2.5), (1e6, 0.05, 0.0, 3.0), (1e6, 0.1, 0.0, 5.0),
+        (0.0, 0.2, 0.0, 6.0), (1e6, 60.0, 0.0, 6.0), (0.0, 0.001, 0.1, 0.5), (0.0, 0.001, 4.0, 4.0),
+        (1e6, 0.001, 4.0, 4.0), (0.0, 0.001, 40.0, 6.0),
     ],
 )  # fmt: skip
-def test_reports_go_out_the_more_seldom_the_older_the_training_and_the_slower_the_store(
-    since_s: float, took_s: float, expected: float
+def test_reports_go_out_the_more_seldom_the_older_the_training_the_slower_the_store_and_the_more_the_workers(
+    since_s: float, took_s: float, crowd_s: float, expected: float
 ) -> None:
-    assert apart_s(since_s, took_s) == pytest.approx(expected)
+    assert apart_s(since_s, took_s, crowd_s) == pytest.approx(expected)

@@ -80,6 +80,7 @@ def test_a_sample_survives_encode_and_decode(definition: dict[str, Any], seed: i
     assert json.dumps(space.normalise(params)) == json.dumps(params)
     raw = space.encode(params)
     assert json.dumps(space.decode(raw)) == json.dumps(params)
+    assert space.identify(params) == (space.hash(params), raw)
     assert raw.keys() <= space.leaves().keys()
     for label, (_, condition) in space.leaves().items():
         assert (label in raw) == (condition is None or raw.get(condition[0]) == condition[1])
