@@ -70,8 +70,13 @@ class ServerProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
-        return self._process.poll() is None
+        """Whether it runs; it does not from the moment it is a zombie, whichever thread reaps it."""
+        if self._process.returncode is not None:
+            return False
+        try:  # not poll(): that says "it runs" of a dead process while the listener is in wait()
+            return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
 
     def answer(self, stop: threading.Event) -> Message:
         """Wait until it has loaded the objective, and return what it says of that; kill it when it is of no use.

@@ -18,6 +18,7 @@ from tests.objectives.support import ENDINGS, ROOT, alive, wait_for_end, wait_un
 from workers import training
 from workers.channel import Message
 from workers.children import Children
+from workers.server_process import ServerProcess
 from workers.training import Child
 
 MakeChildren = Callable[..., Children]
@@ -263,6 +264,19 @@ def test_children_of_a_new_server_do_not_die_with_the_old(make: MakeChildren, tm
         message, child = run(children, "square", number=round_number)
         assert message is not None
         assert child.status == 0
+
+
+def test_server_that_another_thread_is_about_to_reap_is_dead(tmp_path: Path) -> None:
+    """`Popen.poll` says of a dead process that it runs while another thread is in `Popen.wait`."""
+    server = ServerProcess(None, tmp_path / "logs")
+    assert server.answer(threading.Event())["ready"]
+    assert server.alive
+    with server._process._waitpid_lock:  # type: ignore[attr-defined]  # the listener cannot reap it yet
+        os.kill(server.pid, signal.SIGKILL)
+        wait_for_end([server.pid])
+        assert not server.alive
+    server.stop()
+    assert not server.alive
 
 
 def test_stuck_server_is_replaced(make: MakeChildren, monkeypatch: pytest.MonkeyPatch) -> None:

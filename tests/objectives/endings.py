@@ -265,7 +265,10 @@ def burst(trial: Trial) -> float:
 
 
 def resumable(trial: Trial) -> float:
-    """Lose one part in a hundred a step down to x squared; keep the state, and write down the steps it trains."""
+    """Lose one part in a hundred a step down to x squared; keep the state, and write down the steps it trains.
+
+    Where the parameter ``hold_at`` is a step, wait as `holds` does after that one was reported.
+    """
     trained: list[int] = []
     if (kept := trial.checkpoint.load()) is not None:
         trained = json.loads((kept / "state.json").read_text())
@@ -275,6 +278,8 @@ def resumable(trial: Trial) -> float:
         trial.report(step, loss=loss_at(trial, step))
         if trial.checkpoint.wanted(step):
             trial.checkpoint.save(step, partial(_write_state, trained))
+        if step == trial.params.get("hold_at"):
+            holds(trial)
     if trained != list(range(1, trial.params["steps"] + 1)):
         raise RuntimeError(f"the state was not that of its step: {trained}")
     return loss_at(trial, trial.params["steps"])
