@@ -45,7 +45,8 @@ _log = logging.getLogger(__name__)
 LEAD_S = 6.0
 """Length of the lead of a campaign, seconds: another coordinator takes over at most that long after a death."""
 AWAY_S = 1.0
-"""A store that gave no answer for so long, the pause between two looks not counted, was away."""
+"""A store that gave no answer for so long, or for half of a lease if that is shorter, was away; the pause between two
+looks is not counted."""
 REAP_GRACE_S = 10.0
 """After it took the lead, or lost the store for a while, a coordinator gives workers so long to renew their leases
 before it gives trials back, or the campaign's lease if that is shorter."""
@@ -143,8 +144,7 @@ class Coordinator:
         if record is None or not only_trials or now_s - self._read_s >= _RECORD_S:
             record = self._record = self._store.campaigns.get(self._name)
             now_s = self._read_s = self._clock.monotonic_s()
-        if now_s - self._answered_s > self._wait_s + AWAY_S:  # also where the driver rode it out and no error came
-            self._connected_s = now_s
+        self._note_absence(self._answered_s + self._wait_s, record)  # also where the driver rode it out, without error
         self._answered_s = now_s
         if not only_trials or now_s - self._looked_s >= _LOOK_S:
             self._looked_s, self._slots = now_s, None
@@ -155,10 +155,13 @@ class Coordinator:
     def _step(self, record: CampaignRecord) -> CampaignState:
         if record.state is not CampaignState.RUNNING:
             if record.state in (CampaignState.CANCELLED, CampaignState.FAILED):
-                self._store.trials.cancel(self._name, record.message or f"the campaign is {record.state}")
+                message = record.message or f"the campaign is {record.state}"
+                self._store.trials.cancel(self._name, message, state=record.state)
             return record.state
+        asked_s = self._clock.monotonic_s()
         if not self._lead():
             return record.state
+        self._note_absence(asked_s, record)  # it may be the first call to a store that hangs
         if self._slots is None:
             self._reap(record)
             self._slots = self._free_slots()
@@ -168,8 +171,7 @@ class Coordinator:
         free = self._slots
         asked_s = self._clock.monotonic_s()
         trials = self._mirror.refresh()
-        if self._clock.monotonic_s() - asked_s > AWAY_S:  # as above: it may be the first call to the store
-            self._connected_s = self._clock.monotonic_s()
+        self._note_absence(asked_s, record)
         if self._space is None:
             self._space = parse_space(record.space)
         size = self._space.size
@@ -221,6 +223,12 @@ class Coordinator:
                 _log.info("pruned", extra={"action": "prune", "campaign": self._name, "number": action.number})
         if proposals and self._space is not None:
             self._propose(record, self._space, trials, proposals)
+
+    def _note_absence(self, since_s: float, record: CampaignRecord) -> None:
+        """Take in that the store has just answered, to what was asked at `since_s`; so long it may have been away."""
+        now_s = self._clock.monotonic_s()
+        if now_s - since_s > min(AWAY_S, _setting(record, "lease", "duration_s") / 2):
+            self._connected_s = now_s
 
     def _reap(self, record: CampaignRecord) -> None:
         """Give back the trials of workers that are gone, once those that are not have had the time to say so."""
@@ -318,9 +326,8 @@ class Coordinator:
     def _end(self, todo: Plan, record: CampaignRecord) -> CampaignState:
         self._record = None  # where it does not end, that is because somebody has changed it
         if self._mirror.active:  # first, so that a successor ends it again
-            if self._store.campaigns.get(self._name).revision != record.revision:
-                return CampaignState.RUNNING  # somebody changed its trials or its budget meanwhile
-            self._store.trials.cancel(self._name, todo.message)
+            running, revision = CampaignState.RUNNING, record.revision
+            self._store.trials.cancel(self._name, todo.message, state=running, revision=revision)
             if todo.spent is not None:  # what finished until that moment counts
                 todo = out_of_time(self._mirror.refresh(), todo.spent)
         state = todo.end or CampaignState.FINISHED

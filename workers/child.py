@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import random
+import resource
 import signal
 import sys
 import threading
@@ -78,7 +80,7 @@ def main(channel: Channel, request: Mapping[str, Any]) -> int:
         target=kept.get("target"), every=kept.get("every"), saved=sender.saved,
     ) if kept else None  # fmt: skip
     threading.Thread(target=sender.listen, name="agent", daemon=True).start()
-    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
+    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)  # writes the stacks, then ends the process
     timing: dict[str, float] = {}
     loading = True
     try:
@@ -102,14 +104,17 @@ def main(channel: Channel, request: Mapping[str, Any]) -> int:
         result = outcome.as_result(returned, metric["name"])
     except BaseException as error:  # noqa: BLE001 - however the objective ends, the agent is told why
         if keeper is not None and keeper.paused_at is not None:
-            sender.send({"paused": keeper.paused_at, "timing": {**timing, **gpu_memory()}})
+            sender.send({"paused": keeper.paused_at, "timing": {**timing, **memory()}})
             return 0
         failure = outcome.as_failure(error)
         failed = {"cause": str(failure.cause), "message": failure.message, "traceback": failure.traceback}
-        sender.send({"failed": failed, "timing": {**timing, **gpu_memory()}, "loading": loading})
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()  # the agent reads the log when it has the message
+            sys.stderr.flush()
+        sender.send({"failed": failed, "timing": {**timing, **memory()}, "loading": loading})
         return 1
     plain = {"score": result.score, "metrics": dict(result.metrics), "facts": dict(result.facts)}
-    sender.send({"result": plain, "timing": {**timing, **gpu_memory()}})
+    sender.send({"result": plain, "timing": {**timing, **memory()}})
     return 0
 
 
@@ -126,6 +131,11 @@ def seed_generators(seed: int) -> None:
             function = getattr(function, part, None)
         if function is not None:
             function(seed)
+
+
+def memory() -> dict[str, float]:
+    """Return ``{"peak_rss_mb": the most memory of this process so far}``, and what `gpu_memory` knows."""
+    return {"peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, **gpu_memory()}
 
 
 def gpu_memory() -> dict[str, float]:

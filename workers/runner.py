@@ -25,7 +25,8 @@ _log = logging.getLogger(__name__)
 
 GRACE_S = 3.0
 _POLITE_S = 1.0
-_DUMP_S = 0.3
+_STATUS_S = 10.0
+"""How long the end of a training is waited for whose channel is closed: without its status nobody knows its cause."""
 _POLL_S = 0.25
 
 
@@ -127,8 +128,9 @@ class Runner:
 
     def _put_down(self, child: Child) -> Message | None:
         """End a training that the watchdog gave up; its log says where it was. A result that it sent counts."""
-        child.send_signal(signal.SIGUSR1)  # `workers.child` writes the stacks of all threads
-        child.ended.wait(_DUMP_S)
+        if self._verdict is not None and self._verdict.cause is not Cause.LOST:  # one that is stopped cannot write
+            child.send_signal(signal.SIGUSR1)  # `workers.child` writes the stacks of all threads, and ends
+            child.ended.wait(GRACE_S)
         child.terminate(GRACE_S)
         last = self._rest(child)
         return last if last is not None and ("result" in last or "paused" in last) else None
@@ -207,7 +209,7 @@ class Runner:
             return Ended(failure=failure, process_killed=verdict.cause is Cause.LOST, timing=timing)
         if self._was_stopped(child):
             return Ended(failure=Failure(cause=Cause.PREEMPTED, message="the worker was stopped"), timing=timing)
-        if not child.ended.wait(GRACE_S):
+        if not child.ended.wait(_STATUS_S):
             text = "the training process fell silent and did not end"
             failure = Failure(cause=Cause.ERROR, message=text, log_tail=child.log_tail())
             return Ended(failure=failure, timing=timing)
@@ -220,5 +222,5 @@ class Runner:
         signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         child.ended.wait(_POLITE_S)  # its channel closes a moment before its status is known
         if child.status is not None and -child.status in signals and not self._held.lost.is_set():
-            return self._stop.wait(_POLITE_S)
+            return self._stop.wait(GRACE_S)
         return self._stop.is_set()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pymongo.client_session import ClientSession
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
 
 from autotune.lifecycle import Event, sources, target
 from autotune.store.connection import mapped
 from autotune.store.expressions import NOW, Expression, literal
 from autotune.store.trial_reads import TrialReads
-from autotune.trial import ACTIVE_STATES, Cause, TrialState
+from autotune.trial import ACTIVE_STATES, CampaignState, Cause, TrialState
 
 
 class TrialSteering(TrialReads):
@@ -101,11 +106,48 @@ class TrialSteering(TrialReads):
         return done.modified_count == 1
 
     @mapped
-    def cancel(self, campaign: str, message: str = "cancelled") -> int:
-        """Cancel every trial of a campaign that has not ended; return how many. Workers notice when they renew."""
+    def cancel(
+        self,
+        campaign: str,
+        message: str = "cancelled",
+        *,
+        state: CampaignState | None = None,
+        revision: int | None = None,
+    ) -> int:
+        """Cancel every trial of a campaign that has not ended; return how many. Workers notice when they renew.
+
+        Args:
+            campaign: Name of the campaign.
+            message: Why, kept with the attempts that run.
+            state: Only if the campaign is in this state, and at `revision`; both are judged at the moment of the
+                cancellation: a trial that is queued after the campaign was changed is not cancelled by somebody who
+                has seen it as it was before.
+            revision: As in `Campaigns.set_state`; None: at any.
+        """
+        if state is None:
+            return self._cancel(campaign, message)
+        query: dict[str, Any] = {"_id": campaign, "state": str(state)}
+        if revision is not None:
+            query["revision"] = revision
+        campaigns = self.connection.database["campaigns"]
+
+        def check_and_cancel(session: ClientSession) -> int:
+            if campaigns.find_one(query, {"_id": 1}, session=session) is None:
+                return 0
+            return self._cancel(campaign, message, session)
+
+        with self.connection.client.start_session() as session:
+            return session.with_transaction(
+                check_and_cancel,
+                read_concern=ReadConcern("snapshot"),
+                write_concern=WriteConcern(w="majority", j=True, wtimeout=60_000),
+            )
+
+    def _cancel(self, campaign: str, message: str, session: ClientSession | None = None) -> int:
         done = self._trials.update_many(
             {"campaign": campaign, "state": {"$in": sources(Event.CANCEL)}},
             [_taken_away(Event.CANCEL, Cause.STOPPED, message)],
+            session=session,
         )
         return done.modified_count
 

@@ -104,7 +104,8 @@ class Trials(TrialEnds, TrialSteering):
     ) -> Trial | None:
         """Take the queued trial with the lowest number, or return None when there is none.
 
-        Safe to repeat: a call with the token of a lease that is held returns that lease's trial.
+        Safe to repeat: a call with the token of a lease that is held returns that lease's trial, and a trial that has
+        lost the lease of that token meanwhile is not taken under it again: an attempt has its token for itself.
 
         Args:
             campaigns: Names of the campaigns to serve.
@@ -129,7 +130,8 @@ class Trials(TrialEnds, TrialSteering):
         try:
             for name in names:
                 differs = list((mismatch or {}).get(name, ()))
-                document = self._claim_in(name, {**attempt, "mismatch": literal(differs)}, durations[name])
+                spent = token if repeated else None
+                document = self._claim_in(name, {**attempt, "mismatch": literal(differs)}, durations[name], spent)
                 if document is not None:
                     return trial_value(document)
         except DuplicateKeyError:
@@ -139,11 +141,15 @@ class Trials(TrialEnds, TrialSteering):
         document = self._trials.find_one({"lease.token": token}, WITHOUT_TEXTS)
         return None if document is None else trial_value(document)
 
-    def _claim_in(self, campaign: str, attempt: Expression, duration_s: float) -> dict[str, Any] | None:
+    def _claim_in(
+        self, campaign: str, attempt: Expression, duration_s: float, spent: str | None
+    ) -> dict[str, Any] | None:
+        """Take a trial of one campaign; none that has an attempt of the token `spent`."""
+        fresh = {} if spent is None else {"attempts.token": {"$ne": spent}}
         lease = {"owner": attempt["owner"], "token": attempt["token"], "duration_s": float(duration_s),
                  "expires_at": in_seconds(duration_s)}  # fmt: skip
         return self._trials.find_one_and_update(
-            {"campaign": campaign, "state": {"$in": sources(Event.CLAIM)}},
+            {"campaign": campaign, "state": {"$in": sources(Event.CLAIM)}, **fresh},
             [
                 {
                     "$set": {

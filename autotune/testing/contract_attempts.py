@@ -16,6 +16,7 @@ from autotune.lifecycle import RetryPolicy
 from autotune.store.mongo import MongoStore
 from autotune.testing.helpers import (
     CAMPAIGN,
+    campaign_record,
     claim,
     expire,
     failure,
@@ -27,7 +28,7 @@ from autotune.testing.helpers import (
     taken_over,
     until,
 )
-from autotune.trial import Cause, Report, TrialState
+from autotune.trial import CampaignState, Cause, Report, TrialState
 
 DAY_S = 86_400.0
 MAX_KILLED_ATTEMPTS = RetryPolicy().max_kills
@@ -279,3 +280,15 @@ class AttemptContract:
         assert store.trials.get(CAMPAIGN, 1).state is TrialState.CANCELLED
         assert store.trials.claim([CAMPAIGN], owner="w", token=secrets.token_hex(8), duration_s=1.0) is None
         assert store.trials.get("another", 0).state is TrialState.QUEUED
+
+    def test_cancel_while_the_campaign_is_as_it_was_seen(self, store: MongoStore) -> None:
+        store.campaigns.create(campaign_record())
+        record = store.campaigns.get(CAMPAIGN)
+        running(store, 0)
+        propose(store, 1)
+        running_state = CampaignState.RUNNING
+        assert store.trials.cancel(CAMPAIGN, state=CampaignState.FAILED) == 0
+        assert store.trials.cancel(CAMPAIGN, state=running_state, revision=record.revision + 1) == 0
+        assert store.trials.cancel("another", state=running_state) == 0
+        assert store.trials.cancel(CAMPAIGN, "enough", state=running_state, revision=record.revision) == 2
+        assert {t.state for t in store.trials.find(CAMPAIGN)} == {TrialState.CANCELLED}

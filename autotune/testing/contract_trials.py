@@ -12,7 +12,7 @@ import pytest
 from autotune.errors import DuplicateError, NotFoundError, ObjectiveError, StoreError
 from autotune.store.mongo import MongoStore
 from autotune.testing.helpers import CAMPAIGN, LONG_S, campaign_record, claim, failure, propose, result, running, stored
-from autotune.trial import Cause, Result, TrialState
+from autotune.trial import Cause, Result, Trial, TrialState
 
 ODD: dict[str, Any] = {
     "text": "$$NOW",
@@ -135,6 +135,26 @@ class TrialContract:
         assert store.trials.get(CAMPAIGN, 1).state is TrialState.QUEUED
         claim(store)
         assert first == store.trials.claim([CAMPAIGN], owner="w", token="t", duration_s=LONG_S)
+
+    def test_claim_repeated_after_its_lease_was_lost_takes_another_trial(self, store: MongoStore) -> None:
+        """The reply was lost, and the lease ran out before the worker asked again."""
+        for number in (0, 1):
+            propose(store, number)
+
+        def ask() -> Trial | None:
+            return store.trials.claim([CAMPAIGN], owner="w", token="t", duration_s=LONG_S)
+
+        lost = ask()
+        assert lost is not None
+        assert lost.lease is not None
+        store.trials.end_attempt(lost.lease, failure(Cause.LOST))
+        again = ask()
+        assert again is not None
+        assert again.number == 1
+        assert ask() == again
+        (ended,) = store.trials.get(CAMPAIGN, 0).attempts
+        assert ended.cause == Cause.LOST
+        assert claim(store).number == 0, "another token takes it"
 
     def test_each_trial_goes_to_one_of_many_threads(self, store: MongoStore) -> None:
         for number in range(50):

@@ -125,9 +125,9 @@ def test_what_finishes_while_the_campaign_ends_is_counted(
         assert trial is not None
         leases.append(trial.lease)
 
-    def late(self: Any, campaign: str, message: str) -> Any:
+    def late(self: Any, campaign: str, message: str, **seen: Any) -> Any:
         self.finish(leases[0], result(1.0))
-        return cancel(self, campaign, message)
+        return cancel(self, campaign, message, **seen)
 
     monkeypatch.setattr(type(store.trials), "cancel", late)
     leave(store, 0.0)

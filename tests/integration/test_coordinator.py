@@ -15,6 +15,7 @@ from autotune.mirror import Mirror
 from autotune.planning import idle_slots
 from autotune.store.base import CampaignRecord, WorkerRecord
 from autotune.store.mongo import MongoStore
+from autotune.testing.helpers import claim, expire
 from autotune.trial import CampaignState, Cause, Failure, Lease, Result, Trial, TrialState
 
 Make = Callable[..., CampaignRecord]
@@ -146,6 +147,44 @@ def test_a_campaign_is_read_anew_when_it_changed_or_after_a_while(
     assert len(reads) == 2
     store.campaigns.set_state("demo", CampaignState.PAUSED, expected=[CampaignState.RUNNING], who="me")
     assert coordinator.step() is CampaignState.PAUSED
+
+
+@pytest.mark.parametrize("call", ["read", "lead", "between two looks"])
+def test_no_trial_is_given_back_just_after_the_store_hung(
+    store: MongoStore, make_campaign: Make, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Workers could not renew their leases either; they have as long for it as a lease lasts."""
+    make_campaign(max_trials=1, lease={"duration_s": 3.0, "renewal_s": 0.5})
+    _register(store)
+    clock = ManualClock()
+    coordinator = Coordinator(store, "demo", clock)
+    coordinator.step()
+    lease = claim(store, "demo")
+    for _ in range(7):
+        clock.advance(0.5)
+        coordinator.step()
+    expire(store, lease)  # without the fault below it would be given back now
+    clock.advance(0.5)  # the lead is due, too
+    hung_s = 2.0
+    if call == "between two looks":
+        clock.advance(hung_s)
+    else:
+        part, name = (store.campaigns, "get") if call == "read" else (store.leaders, "lead")
+        real = getattr(part, name)
+
+        def hang(*args: Any) -> Any:
+            clock.advance(hung_s)
+            return real(*args)
+
+        monkeypatch.setattr(part, name, hang)
+    coordinator.step()
+    monkeypatch.undo()
+    assert store.trials.get("demo", 0).state is TrialState.RUNNING
+    for _ in range(3):
+        assert store.trials.get("demo", 0).state is TrialState.RUNNING
+        clock.advance(1.0)
+        coordinator.step()
+    assert store.trials.get("demo", 0).state is TrialState.QUEUED
 
 
 def test_one_leads_and_another_takes_over_when_it_resigns(store: MongoStore, make_campaign: Make) -> None:

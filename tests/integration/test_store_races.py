@@ -12,7 +12,18 @@ from pymongo.monitoring import CommandListener, CommandStartedEvent
 from autotune.errors import LeaseLostError, StateError
 from autotune.store.campaigns import Extension
 from autotune.store.mongo import MongoStore
-from autotune.testing.helpers import CAMPAIGN, campaign_record, claim, expire, failure, reaped, result, running, stored
+from autotune.testing.helpers import (
+    CAMPAIGN,
+    campaign_record,
+    claim,
+    expire,
+    failure,
+    propose,
+    reaped,
+    result,
+    running,
+    stored,
+)
 from autotune.trial import CampaignState, Cause, Report, TrialState
 
 
@@ -67,6 +78,24 @@ def test_a_lease_renewed_while_reaping_is_not_reaped(store: MongoStore, slow: Mo
     between.after("find", lambda: store.trials.renew([lease]))
     assert slow.trials.reap(CAMPAIGN) == []
     assert store.trials.get(CAMPAIGN, 0).state is TrialState.RUNNING
+
+
+def test_what_is_retried_while_a_failed_campaign_is_tidied_up_is_not_cancelled(
+    store: MongoStore, slow: MongoStore, between: Between
+) -> None:
+    store.campaigns.create(campaign_record())
+    failed, paused = CampaignState.FAILED, CampaignState.PAUSED
+    store.trials.end_attempt(running(store, 0), failure(Cause.ERROR))
+    propose(store, 1)
+    store.campaigns.set_state(CAMPAIGN, failed, expected=[CampaignState.RUNNING])
+
+    def retry() -> None:
+        store.campaigns.set_state(CAMPAIGN, paused, expected=[failed])
+        assert store.trials.retry(CAMPAIGN, [0]) == [0]
+
+    between.after("find", retry)
+    slow.trials.cancel(CAMPAIGN, state=failed)
+    assert [t.state for t in store.trials.find(CAMPAIGN)] == [TrialState.QUEUED, TrialState.CANCELLED]
 
 
 def test_a_trial_that_changed_hands_while_reaping_stays_with_its_holder(
