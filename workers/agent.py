@@ -142,6 +142,7 @@ class Agent:
 
     def _end(self, slots: Sequence[threading.Thread], others: Sequence[threading.Thread]) -> None:
         self._stop.set()
+        _log.info("claims no more trials", extra={"action": "worker-ends", "worker": self.id})
         self._lookout.call()
         for slot, thread in zip(self._slots, slots, strict=True):
             self._join(slot, thread)

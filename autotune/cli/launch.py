@@ -139,7 +139,7 @@ def detached(store: MongoStore, crew: Crew, more: str = "") -> int:
     record = store.campaigns.get(crew.campaign)
     if record.state is CampaignState.RUNNING:
         crew.start(record)
-        failed = crew.failed_at_start()
+        failed = crew.failed_at_start(store)
         if failed is not None:
             crew.stop()
             raise WorkerError(f"the {failed.role} ended at once: {failed.last_words()} (log: {failed.log})")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,13 +16,15 @@ from autotune import home
 from autotune.clock import SystemClock
 from autotune.errors import InputError, WorkerError
 from autotune.store.base import CampaignRecord
-from autotune.store.mongo import URI_VARIABLE
+from autotune.store.mongo import URI_VARIABLE, MongoStore
+from autotune.trial import CampaignState
 
 MAX_STARTS = 5
 STEADY_S = 300.0
 """A process that ran so long before it ended starts with a clean record."""
 DEVICES = re.compile(r"^(auto|cpu|[0-9A-Za-z-]+(,[0-9A-Za-z-]+)*)$")
 STOP_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 30.0
 GRACE_S = 1.0
 """So long running trials may go on when the local workers are asked to end."""
 
@@ -172,15 +175,32 @@ class Crew:
         workers = [m for m in self.members if m.role != "coordinator"]
         return any(m.process is not None and m.process.poll() is None for m in workers)
 
-    def failed_at_start(self, timeout_s: float = 3.0) -> Member | None:
-        """Wait a little whether a process ends with an error at once; return it, or None when all go on."""
+    def failed_at_start(self, store: MongoStore, timeout_s: float = START_TIMEOUT_S) -> Member | None:
+        """Wait until all are at work, and a process may end with an error before; return that one, or None.
+
+        Args:
+            store: Where they say that they are at work.
+            timeout_s: So long they may take for it; None is returned then, too.
+        """
         end_s = _CLOCK.monotonic_s() + timeout_s
         while _CLOCK.monotonic_s() < end_s:
+            at_work = self._at_work(store)
             for member in self.members:
                 if member.process is not None and member.process.poll():
                     return member
+            if at_work:
+                break
             _CLOCK.wait(threading.Event(), 0.1)
         return None
+
+    def _at_work(self, store: MongoStore) -> bool:
+        """Return whether somebody leads the campaign and each worker serves it, or has ended well."""
+        live = {(w.host, w.pid) for w in store.workers.live(self.campaign)}
+        processes = [m.process for m in self.members if m.role != "coordinator" and m.process is not None]
+        begun = all((socket.gethostname(), p.pid) in live or p.poll() == 0 for p in processes)
+        if not begun or store.leaders.leader(self.campaign) is not None:
+            return begun
+        return store.campaigns.get(self.campaign).state is not CampaignState.RUNNING
 
     def ask_to_stop(self) -> None:
         """Ask all to end in good order: workers give their trials back. Once only: asking twice means at once."""

@@ -252,6 +252,8 @@ def kill_often(pair: Pair, slot: Slot, kills: int, trials: int, draw: random.Ran
             pair.start()
             continue
         _wait_for_point(pair, leader, point, draw)
+        if point != "both" and not figures.proposes_after_s:  # one take-over at least is measured, however slow we are
+            wait_until(lambda one=leader: any(w.stands_by() for w in pair.live if w is not one), "a standby")
         cold = point == "both" or not any(w.stands_by() for w in pair.live if w is not leader)
         killed_s = pair.kill(leader)
         if point == "both":

@@ -33,6 +33,10 @@ def gated(trial):
     return math.sin(trial.params["x"])
 
 
+def gated_but_the_first(trial):
+    return math.sin(trial.params["x"]) if trial.number == 0 else gated(trial)
+
+
 def failing(trial):
     print("about to fail")
     raise RuntimeError(f"no luck with {trial.params['x']}")

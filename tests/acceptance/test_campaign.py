@@ -251,13 +251,11 @@ def test_the_objective_is_found_beside_the_file_also_on_resume(
 def test_a_worker_that_cannot_load_the_objective_burns_no_trials_of_a_campaign_that_works_elsewhere(
     store: MongoStore, store_uri: str, tmp_path: Path
 ) -> None:
-    file = write_campaign(tmp_path, objective="objectives:gated", budget={"max_trials": 6})
+    file = write_campaign(tmp_path, objective="objectives:gated_but_the_first", budget={"max_trials": 6})
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    (tmp_path / "go").touch()
     with background(tmp_path, store_uri, "launch", str(file), "--workers", "1") as launch:
         until(lambda: store.campaigns.find() and store.trials.counts("sine").get(TrialState.FINISHED, 0) >= 1)
-        (tmp_path / "go").unlink()
         options = ["--devices", "cpu", "--once", "--campaign", "sine"]
         with background(elsewhere, store_uri, "worker", *options) as worker:
             assert worker.wait(60) == 1

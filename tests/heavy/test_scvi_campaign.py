@@ -14,6 +14,7 @@ import pytest
 from autotune.store.mongo import MongoStore
 from autotune.trial import TrialState
 from tests.acceptance.support import background, until
+from tests.objectives.support import run_out
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]
 
@@ -26,7 +27,7 @@ metric: {{name: marginal_ll, mode: min}}
 search: {{algorithm: tpe, seed: 0, startup: 5}}
 budget: {{max_trials: 12}}
 fixed: {{max_epochs: 15}}
-lease: {{duration_s: 4, renewal_s: 1}}
+lease: {{duration_s: 120, renewal_s: 1}}
 """
 
 
@@ -42,8 +43,11 @@ def test_twelve_trials_whatever_is_killed(
     with background(tmp_path, store_uri, "launch", "cortex.yaml", "--workers", "2") as launch:
         until(lambda: store.campaigns.find() and store.trials.counts("cortex").get(TrialState.FINISHED, 0) >= 2, 240)
         victim = store.workers.live("cortex")[0]
+        os.kill(victim.pid, signal.SIGSTOP)
         held = [t.number for t in store.trials.find("cortex", [TrialState.RUNNING]) if t.lease.owner == victim.id]
         os.kill(victim.pid, signal.SIGKILL)
+        for number in held:
+            run_out(store, number, "cortex")
         assert launch.wait(400) == 0
 
     trials = store.trials.find("cortex")

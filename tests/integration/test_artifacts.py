@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import random
 import secrets
@@ -169,16 +170,17 @@ def test_collectors_and_writers_at_once_never_lose_what_was_promised(
     for thread in threads:
         thread.start()
     try:
-        for number in range(20):
+        for number in itertools.count():
             reference = artifacts.put(folder, step=1)
             artifacts.fetch(reference, tmp_path / "to" / str(number))
             age()
+            if number >= 20 and (removed or errors):
+                break
     finally:
         stop.set()
         for thread in threads:
             thread.join(60)
     assert errors == []
-    assert removed  # else nothing was tried
 
 
 def test_writers_in_lockstep_make_one_archive(make: Make, store: MongoStore, tmp_path: Path) -> None:
@@ -220,12 +222,19 @@ def test_writers_in_lockstep_make_one_archive(make: Make, store: MongoStore, tmp
 KILLED = """
 import sys
 from pathlib import Path
+from autotune.store.archives import Archive
 from autotune.store.artifacts import Artifacts
 from autotune.store.connection import Connection
 uri, url, folder = sys.argv[1:]
 artifacts = Artifacts(Connection(uri), campaign="demo-1", url=url or None)
-print("ready", flush=True)
-sys.stdin.readline()
+pieces = Archive.pieces
+def half(archive, *length):
+    for number, piece in enumerate(pieces(archive, *length)):
+        if number == 32:
+            print("half", flush=True)
+            sys.stdin.readline()
+        yield piece
+Archive.pieces = half
 artifacts.put(Path(folder), step=1)
 print("done", flush=True)
 """
@@ -270,10 +279,8 @@ def test_a_killed_writer_leaves_nothing_that_can_be_referred_to(store: MongoStor
         assert writer.stdin is not None
         assert writer.stdout is not None
         try:
-            assert writer.stdout.readline() == "ready\n"
-            writer.stdin.write("\n")
-            writer.stdin.flush()
-            until(begun, 60)
+            assert writer.stdout.readline() == "half\n"
+            assert begun()
             writer.send_signal(signal.SIGKILL)
         finally:
             writer.kill()
@@ -423,6 +430,7 @@ def test_a_training_that_saves_while_it_is_carried_gives_whole_checkpoints(make:
     thread = threading.Thread(target=train)
     thread.start()
     try:
+        until(lambda: any(carrier.own.glob("step-*")), 60)
         carried = [reference for _ in range(20) if (reference := carrier.carry()) is not None]
     finally:
         stop.set()

@@ -25,7 +25,15 @@ from autotune.store.campaigns import Extension
 from autotune.store.mongo import MongoStore
 from autotune.testing.helpers import claim, failure
 from autotune.trial import CampaignState, Cause, Origin, Result, TrialState
-from tests.objectives.support import coordinating, process, wait_until, worker_command, working
+from tests.objectives.support import (
+    QUICK_LEASE,
+    coordinating,
+    process,
+    run_out,
+    wait_until,
+    worker_command,
+    working,
+)
 
 RUNNING, PAUSED, FINISHED = CampaignState.RUNNING, CampaignState.PAUSED, CampaignState.FINISHED
 NAME, COMPANION = "demo", "demo-benchmark"
@@ -38,7 +46,7 @@ def make_finished(store: MongoStore, make_campaign: Make) -> Make:
 
     def make(name: str = NAME, **changes: Any) -> CampaignRecord:
         chosen = {"objective": "tests.objectives.evaluated:train", "search": {"algorithm": "random", "seed": 7}}
-        record = make_campaign(name, **{**chosen, "lease": {"duration_s": 2, "renewal_s": 0.5}, **changes})
+        record = make_campaign(name, **{**chosen, "lease": QUICK_LEASE, **changes})
         for number in range(4):
             x = number / 2
             store.trials.propose(name, number, {"x": x}, f"hash-{number}", seed=trial_seed(7, number))
@@ -382,6 +390,9 @@ def test_a_worker_that_is_killed_costs_nothing(
         with process(worker, store_uri, tmp_path / "first", **gate) as first:
             wait_until(lambda: store.trials.counts(COMPANION).get(TrialState.RUNNING) == 2, "two trials run", 60)
             os.kill(first.pid, signal.SIGKILL)
+            first.wait()
+        for trial in store.trials.find(COMPANION, [TrialState.RUNNING]):
+            run_out(store, trial.number, COMPANION)
         (tmp_path / "go").touch()
         with process(worker, store_uri, tmp_path / "second", **gate):
             wait_until(lambda: store.campaigns.get(COMPANION).state is FINISHED, "end of the benchmark", 90)

@@ -97,18 +97,23 @@ def test_device_hours_count_every_attempt_and_its_share(
     store: MongoStore, store_uri: str, launch: Launch, tmp_path: Path
 ) -> None:
     """Two slots that share a device use one second of it per second."""
-    launch("naps", device_s=4.0)
+    launch("naps", device_s=3600.0)
     command = worker_command("--slots-per-device", "2", "--once", "--campaign", "demo")
     with coordinating(store), process(command, store_uri, tmp_path / "log") as worker:
+        wait_until(lambda: store.trials.counts("demo").get(TrialState.FINISHED, 0) > 1, "two finished trials")
+        used_s = store.campaigns.get("demo").used_s  # from the launch on: one device cannot have been used for longer
+        budget_s = used_s + 2.0
+        store.campaigns.extend("demo", Extension(max_device_hours=budget_s / 3600))
         record = wait_for_campaign(store, CampaignState.FINISHED)
-        assert worker.wait(30) == 0
+        assert worker.wait(60) == 0
     trials = store.trials.find("demo")
     finished = sum(t.state is TrialState.FINISHED for t in trials)
-    assert record.message == f"the budget of 0.001111 device hours is used up; {finished} of 100 trials finished"
+    text = f"the budget of {budget_s / 3600:.4g} device hours is used up; {finished} of 100 trials finished"
+    assert record.message == text
     assert finished > 1
     assert {t.state for t in trials} <= {TrialState.FINISHED, TrialState.CANCELLED}
     assert {a.share for t in trials for a in t.attempts} == {0.5}
-    assert 4.0 <= device_s(store) < 8.0
+    assert budget_s <= device_s(store) < budget_s + 10.0
     wait_for_end([process_of(file) for file in tmp_path.glob("running-*")])
 
 

@@ -79,10 +79,17 @@ def test_result(make: MakeChildren) -> None:
     message, child = run(children, "square")
     assert message is not None
     assert message["result"] == {"score": 4.0, "metrics": {"loss": {"value": 4.0}}, "facts": {}}
-    assert message["timing"]["load_s"] < 1.0  # it was loaded in the fork server
+    assert message["timing"]["load_s"] >= 0.0
     assert child.status == 0
     assert child.peak_rss_kb is not None
     assert not child.log.exists()
+
+
+def test_objective_is_loaded_in_the_fork_server(make: MakeChildren) -> None:
+    children = make()
+    message, child = run(children, "loaded_by")
+    assert message is not None
+    assert int(message["result"]["facts"]["importer"]) == children.server_pid != child.pid
 
 
 def test_slot_is_seen_by_the_child(make: MakeChildren) -> None:
@@ -352,7 +359,7 @@ def test_stop_does_not_wait_for_a_slow_import(tmp_path: Path, monkeypatch: pytes
     wait_until((tmp_path / "loading").exists, "start of the import")
     stop.set()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     assert errors == ["the worker was stopped before the fork server was ready"] * 2
     wait_for_end([int((tmp_path / "loading").read_text())])
     children.stop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ import pytest
 from autotune.errors import DataError, InputError, NotFoundError, StateError
 from autotune.store.datasets import BATCH, CHUNK_BYTES, Dataset, Datasets
 from autotune.store.mongo import MongoStore
-from autotune.testing.helpers import campaign_record, until
+from autotune.testing.helpers import campaign_record
 from autotune.trial import CampaignState
 
 MB = 1 << 20
@@ -52,6 +51,21 @@ def start_push(store: MongoStore, file: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+HALF = """
+import sys
+from pathlib import Path
+from autotune.store.datasets import Datasets
+from autotune.store.mongo import MongoStore
+uri, file = sys.argv[1:]
+def hold(phase, done, size):
+    if phase == "pushing" and done >= 32 << 20:
+        print("half", flush=True)
+        sys.stdin.readline()
+Datasets(MongoStore(uri).connection).push(Path(file), progress=hold)
+"""
+"""Pushes a file, and hangs when 32 chunks are there."""
 
 
 def chunks(store: MongoStore) -> Any:
@@ -94,18 +108,17 @@ def test_a_second_push_of_the_content_sends_nothing(datasets: Datasets, tmp_path
 
 def test_a_killed_push_is_invisible_and_goes_on(store: MongoStore, datasets: Datasets, tmp_path: Path) -> None:
     file = write(tmp_path / "cells.h5ad", 96 * MB)
-    push = start_push(store, file)
-    try:
-        until(lambda: chunks(store).estimated_document_count() >= 8, 60)
-        push.send_signal(signal.SIGKILL)
-    finally:
-        push.kill()
-        push.communicate()
-    assert push.returncode == -signal.SIGKILL
+    command = [sys.executable, "-c", HALF, store.uri, str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as push:
+        assert push.stdout is not None
+        try:
+            assert push.stdout.readline() == "half\n"
+        finally:
+            push.kill()
     assert datasets.find(sha256(file)) is None
     assert datasets.all() == []
     there = chunks(store).count_documents({})
-    assert 8 <= there < 96
+    assert 32 <= there < 96
     chunks(store).update_one({"n": 5}, {"$set": {"data": b"\0" * CHUNK_BYTES}})
     chunks(store).update_one({"n": 6}, {"$set": {"data": b"short"}})
     pushed = datasets.push(file)

@@ -131,7 +131,7 @@ def test_a_server_whose_last_threads_are_ending_is_waited_for(own_home: Path, th
     with ending_process() as process:
         write_state(own_home, replace(last, pid=process.pid, started=start_ticks(process.pid) or 0))
         assert embedded.find() is None
-        threading.Timer(1.0, process.kill).start()
+        threading.Timer(3.0, process.kill).start()
         if then == "stop":
             assert embedded.stop()
         else:

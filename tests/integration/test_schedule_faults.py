@@ -18,7 +18,7 @@ from autotune.local import steering
 from autotune.store.base import CampaignRecord
 from autotune.store.mongo import MongoStore
 from autotune.trial import ACTIVE_STATES, CampaignState, Trial, TrialState
-from tests.objectives.support import QUICK_LEASE, ROOT, coordinating, wait_for_state, wait_until, working
+from tests.objectives.support import QUICK_LEASE, ROOT, coordinating, propose_one, wait_for_state, wait_until, working
 from workers.reporting import Trial as Training
 
 LEVELS = (1, 3, 9)
@@ -157,8 +157,7 @@ def test_a_paused_trial_goes_on_at_the_other_worker_from_a_shared_folder(
         with working(store, folder=tmp_path / name / "home") as agent:
             hosts.append(agent.id)
             if state is TrialState.PAUSED:
-                with coordinating(store):
-                    wait_until(lambda: store.trials.heads("demo"), "the trial")
+                propose_one(store)
                 trial = wait_for_state(store, 0, TrialState.PAUSED)
                 assert trial.checkpoint is not None
                 assert (trial.checkpoint["step"], trial.checkpoint["url"]) == (1, url)

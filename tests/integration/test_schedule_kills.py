@@ -23,8 +23,8 @@ from autotune.store.mongo import MongoStore
 from autotune.trial import ACTIVE_STATES, CampaignState, Cause, TrialState
 from tests.objectives.support import (
     ENDINGS,
-    QUICK_LEASE,
     ROOT,
+    SHORT_LEASE,
     coordinating,
     processes_of,
     wait_until,
@@ -51,7 +51,7 @@ def _launch(make_campaign: Callable[..., CampaignRecord], name: str, seconds: fl
         search={"algorithm": "tpe", "seed": 3, "startup": 5},
         schedule={"algorithm": "hyperband", "maximum": 9, "eta": 3},
         checkpoints={"every": 2},
-        lease=QUICK_LEASE,
+        lease=SHORT_LEASE,
         failures={"max_kills": 50},
         max_trials=TRIALS,
     )

@@ -12,7 +12,16 @@ from autotune.store.artifacts import Artifacts, Reference, place_of
 from autotune.store.base import CampaignRecord
 from autotune.store.mongo import MongoStore
 from autotune.trial import CampaignState, TrialState
-from tests.objectives.support import ENDINGS, QUICK_LEASE, ROOT, coordinating, wait_for_state, wait_until, working
+from tests.objectives.support import (
+    ENDINGS,
+    QUICK_LEASE,
+    ROOT,
+    coordinating,
+    propose_one,
+    wait_for_state,
+    wait_until,
+    working,
+)
 from workers.checkpoints.carrier import Carrier
 
 ARTIFACTS = ("artifacts.files", "artifacts.chunks", "artifacts.pushes")
@@ -39,8 +48,7 @@ def test_without_its_checkpoint_a_paused_trial_begins_anew(store: MongoStore, la
 
     assert not set(ARTIFACTS) & set(COLLECTIONS)
     with working(store):
-        with coordinating(store):
-            wait_until(lambda: store.trials.heads("demo"), "the trial")
+        propose_one(store)
         wait_for_state(store, 0, TrialState.PAUSED)
         for name in ARTIFACTS:
             store.connection.database[name].delete_many({})

@@ -104,6 +104,8 @@ def test_what_goes_wrong_ends_no_training(held: Held, tmp_path: Path, error: Exc
     uploads, _, keeper = uploads_of(shelf, held, tmp_path / "state", keep)
     save(keeper, 1)
     assert calls.wait(30)
+    if isinstance(error, LeaseLostError):
+        assert held.lost.wait(30)
     uploads.end()
     assert held.lost.is_set() == isinstance(error, LeaseLostError)
 
@@ -138,13 +140,14 @@ def test_reports_pass_a_checkpoint_that_does_not_get_through(
         return put(self, folder, step=step)
 
     monkeypatch.setattr(Artifacts, "put", slow)
-    fixed = {"do": "resumable", "steps": 1000, "seconds": 0.0}
+    fixed = {"do": "resumable", "steps": 1000, "seconds": 0.0, "hold_at": 300, "folder": str(tmp_path)}
     make_campaign(objective=f"{ENDINGS}:chosen", fixed=fixed, checkpoints={"every": 300}, lease=QUICK_LEASE,
                   max_trials=1)  # fmt: skip
     try:
         with coordinating(store), working(store):
+            assert begun.wait(60)
+            (tmp_path / "go").touch()
             wait_until(lambda: store.campaigns.get("demo").state is CampaignState.FINISHED, "the end", 60)
-            assert begun.is_set()
             assert not free.is_set()
             free.set()
     finally:

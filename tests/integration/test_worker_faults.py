@@ -26,6 +26,7 @@ from tests.objectives.support import (
     assert_exact,
     coordinating,
     process,
+    run_out,
     wait_for_end,
     wait_for_state,
     wait_until,
@@ -75,6 +76,7 @@ def test_killed_worker_is_replaced(store: MongoStore, store_uri: str, launch: La
             training = process_of(tmp_path / "running-0-0")
             first.kill()
             first.wait()
+        run_out(store, 0)
         with process(command, store_uri, tmp_path / "second.log") as second:
             assert second.wait(60) == 0
     trials = assert_exact(store, 8)
@@ -84,10 +86,10 @@ def test_killed_worker_is_replaced(store: MongoStore, store_uri: str, launch: La
 
 def test_sigterm_gives_the_trial_back(store: MongoStore, store_uri: str, launch: Launch, tmp_path: Path) -> None:
     launch("hangs")
-    with coordinating(store), process(worker_command(), store_uri, tmp_path / "log") as worker:
+    with coordinating(store), process(worker_command("--grace", "0"), store_uri, tmp_path / "log") as worker:
         training = process_of(tmp_path / "running-0-0")
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(20) == 0
+        assert worker.wait(60) == 0
         trial = store.trials.get("demo", 0)
     assert trial.state is TrialState.QUEUED
     assert [a.cause for a in trial.attempts] == ["preempted"]
@@ -101,9 +103,12 @@ def test_sigterm_to_worker_and_training_at_once_is_a_preemption(
     """As a cluster does that takes a host back: it signals every process of the job."""
     launch("hangs")
     with coordinating(store), process(worker_command(), store_uri, tmp_path / "log") as worker:
-        os.kill(process_of(tmp_path / "running-0-0"), signal.SIGTERM)
+        training = process_of(tmp_path / "running-0-0")
+        worker.send_signal(signal.SIGSTOP)  # so that it learns of both at once
+        os.kill(training, signal.SIGTERM)
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(20) == 0
+        worker.send_signal(signal.SIGCONT)
+        assert worker.wait(60) == 0
         trial = store.trials.get("demo", 0)
     assert [a.cause for a in trial.attempts] == ["preempted"]
 
@@ -121,7 +126,7 @@ def test_second_sigterm_ends_the_worker_at_once(
             worker.send_signal(signal.SIGTERM)
             return worker.poll() is not None
 
-        wait_until(ended, "end of the worker", 10)
+        wait_until(ended, "end of the worker")
         assert worker.returncode == 130
         assert store.trials.get("demo", 0).state is TrialState.RUNNING
     wait_for_end([training])
@@ -134,15 +139,16 @@ def test_worker_that_was_frozen_past_its_lease(
     launch("holds_first", max_trials=4)
     command = worker_command("--once", "--campaign", "demo")
     with coordinating(store), process(command, store_uri, tmp_path / "frozen.log") as frozen:
-        process_of(tmp_path / "running-0-0")
+        training = process_of(tmp_path / "running-0-0")
         frozen.send_signal(signal.SIGSTOP)
-        wait_for_state(store, 0, TrialState.QUEUED)
+        run_out(store, 0)
         (tmp_path / "go").touch()
+        wait_for_end([training])
         with process(command, store_uri, tmp_path / "other.log"):
             wait_for_state(store, 0, TrialState.FINISHED)
             frozen.send_signal(signal.SIGCONT)
             wait_for_finish(store)
-            assert frozen.wait(20) == 0
+            assert frozen.wait(60) == 0
     trials = assert_exact(store, 4)
     first, second = trials[0].attempts
     assert (first.cause, second.cause) == ("lost", None)
@@ -160,9 +166,9 @@ def test_worker_that_was_frozen_goes_on_alone(
     with coordinating(store), process(command, store_uri, tmp_path / "log") as worker:
         training = process_of(tmp_path / "running-0-0")
         worker.send_signal(signal.SIGSTOP)
-        wait_for_state(store, 0, TrialState.QUEUED)
+        run_out(store, 0)
         worker.send_signal(signal.SIGCONT)
-        assert worker.wait(30) == 0
+        assert worker.wait(60) == 0
     trials = assert_exact(store, 3)
     assert [a.cause for a in trials[0].attempts] == ["lost", None]
     wait_for_end([training])

@@ -19,6 +19,7 @@ from autotune.trial import CampaignState, Cause, TrialState
 from tests.objectives import inline
 from tests.objectives.support import (
     QUICK_LEASE,
+    SHORT_LEASE,
     assert_exact,
     coordinating,
     process,
@@ -123,7 +124,7 @@ def test_a_worker_that_is_stopped_gives_a_trial_back_that_does_not_end(
 
 
 def test_a_killed_worker_loses_nothing(store: MongoStore, store_uri: str, launch: Launch, tmp_path: Path) -> None:
-    launch("slow", max_trials=60, lease=QUICK_LEASE)
+    launch("slow", max_trials=60, lease=SHORT_LEASE)
     command = worker_command("--campaign", "demo", "--slots-per-device", "2")
     with coordinating(store):
         for index in range(3):

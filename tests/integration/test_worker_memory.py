@@ -19,11 +19,13 @@ from autotune.store.mongo import MongoStore
 from autotune.trial import CampaignState, Trial, TrialState
 from tests.objectives.support import (
     ENDINGS,
+    QUICK_LEASE,
     ROOT,
     assert_exact,
     coordinating,
     process,
     process_of,
+    run_out,
     wait_until,
     worker_command,
     working,
@@ -85,15 +87,24 @@ def test_second_try_has_the_device_for_itself(
 ) -> None:
     """Also where two of them wait for it at once, and others train in another worker process of the host."""
     launch("hungry_first", hungry=[1, 2], max_trials=20)
+
+    def propose(numbers: range) -> None:
+        for number in numbers:
+            store.trials.propose("demo", number, {"x": number / 10}, f"hash-{number}", seed=number)
+
     command = worker_command("--once", "--campaign", "demo", "--slots-per-device", str(slots), "--allow-mismatch")
-    with coordinating(store), ExitStack() as stack:
+    with ExitStack() as stack:
         for index in range(workers):
             stack.enter_context(process(command, store_uri, tmp_path / f"{index}.log"))
-        wait_for_campaign(store, CampaignState.FINISHED)
+        wait_until(lambda: len(store.workers.live("demo")) == workers, "the workers", 60)
+        propose(range(10))
+        wait_until(lambda: all(store.trials.get("demo", n).state is TrialState.FINISHED for n in (1, 2)), "both", 60)
+        propose(range(10, 20))
+        with coordinating(store):
+            wait_for_campaign(store, CampaignState.FINISHED)
     trials = assert_exact(store, 20)
     assert [causes(t) for t in trials[1:3]] == [["out-of-memory", None]] * 2
     assert {t.number: t.claims for t in trials if t.claims > 1} == {1: 2, 2: 2}
-    assert len({a.owner for t in trials for a in t.attempts}) == workers
     for number in (1, 2):
         assert beside(tmp_path, number, 1) == []
     together = [who for who in spans(tmp_path) if beside(tmp_path, *who)]
@@ -140,7 +151,7 @@ def test_stop_while_it_waits_for_the_device_gives_it_back(
 def test_killed_worker_that_waited_for_the_device_blocks_nobody(
     store: MongoStore, store_uri: str, launch: Launch, tmp_path: Path
 ) -> None:
-    launch("holds_beside_hungry", max_trials=4, lease={"duration_s": 3.0, "renewal_s": 0.5})
+    launch("holds_beside_hungry", max_trials=4, lease=QUICK_LEASE)
     share = DeviceShare("cpu", home.home() / "hosts" / socket.gethostname() / "devices")
     command = worker_command("--allow-mismatch")
     with coordinating(store), process(command, store_uri, tmp_path / "first.log") as holder:
@@ -151,6 +162,7 @@ def test_killed_worker_that_waited_for_the_device_blocks_nobody(
             wait_until(lambda: not is_free(share), "that it waits for the device")
             waiting.kill()
             waiting.wait()
+        run_out(store, 1)
         wait_until(lambda: is_free(share), "that others may use the device")
         (tmp_path / "go").touch()
         wait_for_campaign(store, CampaignState.FINISHED)

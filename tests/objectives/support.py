@@ -20,7 +20,10 @@ from workers.devices import Slot
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENDINGS = "tests.objectives.endings"
-QUICK_LEASE = {"duration_s": 1.0, "renewal_s": 0.2}
+QUICK_LEASE = {"duration_s": 120.0, "renewal_s": 0.2}
+"""Renewed often, so that a worker hears soon of what became of its trial; runs out where a test says so: `run_out`."""
+SHORT_LEASE = {"duration_s": 1.0, "renewal_s": 0.2}
+"""Runs out by itself, on a busy host also where its worker lives: for tests that allow for that."""
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
@@ -106,6 +109,28 @@ def wait_for_state(store: MongoStore, number: int, state: TrialState, name: str 
 
     wait_until(there, f"trial {number} {state}")
     return store.trials.get(name, number)
+
+
+def propose_one(store: MongoStore, name: str = "demo") -> None:
+    """Let a coordinator propose the first trial of a campaign, which a worker serves, and no more than that."""
+    coordinator = Coordinator(store, name)
+    wait_until(lambda: coordinator.step() and store.trials.heads(name), "the trial")
+    coordinator.resign()
+
+
+def run_out(store: MongoStore, number: int, name: str = "demo") -> None:
+    """Let the lease of a trial run out, whose worker is dead or stands still, and give the trial back."""
+    lease = store.trials.get(name, number).lease
+    assert lease is not None, f"trial {number} is not held"
+    trials, token = store.connection.database["trials"], {"lease.token": lease.token}
+    past = [{"$set": {"lease.expires_at": {"$subtract": ["$$NOW", 1_000]}}}]
+
+    def given_back() -> bool:  # again where a renewal was on its way
+        trials.update_one({"campaign": name, "number": number, **token}, past)
+        store.trials.reap(name)
+        return trials.find_one({"campaign": name, "number": number, **token}) is None
+
+    wait_until(given_back, f"trial {number} is given back")
 
 
 def process_of(file: Path) -> int:
