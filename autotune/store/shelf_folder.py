@@ -14,7 +14,7 @@ from autotune.store.archives import PIECE, Archive
 from autotune.store.shelf import PART, SUFFIX, hash_of, missing
 
 _DOOMED = ".doomed-"
-_LOOKS = 4
+_LOOKS = 40
 _PAUSE_S = 0.05
 
 

@@ -20,6 +20,16 @@ def _state(pid: int) -> str:
         return ""
 
 
+def handles(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process has a handler of its own for a signal."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    caught = next((line.split()[1] for line in lines if line.startswith("SigCgt:")), "0")
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def deliver(pid: int, number: signal.Signals) -> bool:
     """Send a signal to a process that runs; return whether it got it. A reused process id is never hit.
 

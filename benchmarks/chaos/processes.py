@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autotune.store import embedded
-from benchmarks.chaos.proc import alive, deliver, processes_of
+from benchmarks.chaos.proc import alive, deliver, handles, processes_of
 
 __all__ = ["ROOT", "Exit", "Fleet", "Member", "StoreServer", "alive", "deliver"]
 
@@ -24,7 +24,6 @@ RESTART_S = 0.3
 _TEND_S = 0.05
 _STOP_S = 40.0
 _GONE_S = 15.0
-_START_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +53,12 @@ class Member:
         role: ``worker-0``, ``coordinator-1``, ...
         command: What to run.
         process: The process, while it runs.
-        started_s: When it was started last, monotonic seconds.
         due_s: When to start it again, monotonic seconds.
     """
 
     role: str
     command: list[str]
     process: subprocess.Popen[bytes] | None = None
-    started_s: float = 0.0
     due_s: float = 0.0
 
     @property
@@ -141,7 +138,6 @@ class Fleet:
                 member.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment, cwd=ROOT,
                 start_new_session=True,
             )  # fmt: skip
-        member.started_s = time.monotonic()
 
     def log(self, role: str) -> Path:
         """Return the log of a process."""
@@ -183,14 +179,16 @@ class Fleet:
             process = member.process
             if process is not None and number is signal.SIGTERM and process.pid in self._asked:
                 return None
-            if process is None or process.poll() is not None or not deliver(process.pid, number):
+            if process is None or process.poll() is not None:
+                return None
+            if number is signal.SIGTERM and not handles(process.pid, number):
+                self._early.add(process.pid)
+            if not deliver(process.pid, number):
                 return None
             if number is signal.SIGKILL:
                 self._killed.add(process.pid)
             if number is signal.SIGTERM:
                 self._asked.add(process.pid)
-                if time.monotonic() - member.started_s < _START_S:
-                    self._early.add(process.pid)
             return process.pid
 
     def stop(self, timeout_s: float = _STOP_S) -> list[str]:

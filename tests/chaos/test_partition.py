@@ -30,7 +30,7 @@ def site(request: pytest.FixtureRequest, server_uri: str, tmp_path_factory: pyte
 @pytest.mark.parametrize("case", _CASES)
 def test_cut_link_loses_nothing(site: Site, case: str, tmp_path: Path) -> None:
     draw = random.Random(1)
-    figures = partition.play(site, tmp_path, case, partition.plays(short=True, draw=draw)[case])
+    figures = partition.play(site, tmp_path, case, partition.plays(short=True, draw=draw)[case], short=True)
     assert figures["losses"] == []
     if case == "taken-over":
         assert figures["late_results"] == 1
