@@ -11,6 +11,9 @@ One exception saves work without breaking the fence: a result of an attempt whos
 trial is queued and that attempt is still its last one (`lifecycle.Event.DELIVER`). Nobody else has begun by then; the
 moment another attempt begins, the filter of the write does not match any more.
 
+A claim may be repeated with its token when its reply was lost. It returns what the token holds; a trial that has
+lost the lease of that token meanwhile is not taken under it again, so that a token stands for one attempt of a trial.
+
 **The store's clock alone judges leases.** No method takes a time from the caller. A lease runs out `duration_s`
 after it was given or last renewed, on the clock of the database. Running out changes nothing by itself: the holder
 keeps its trial until `reap` gives it back. So a holder that was slow, while nobody else took the trial, still wins.
@@ -21,6 +24,10 @@ Finished trials never change. Failed and cancelled ones change only when a perso
 **Steering leaves traces.** What a person does to a campaign from outside its coordinator (`extend`, `retry`, a trial
 proposed by hand) raises the campaign's ``revision``, by which a coordinator knows that trials which had ended may have
 changed, and is written down in ``events``.
+
+**Nobody undoes what he has not seen.** A coordinator that tidies up behind a campaign that ended, or ends one, cancels
+in the transaction that finds the campaign in the state, and at the revision, that it judged by: what a person queued
+meanwhile stays.
 
 **Attempts are bounded.** A trial keeps its last 64 attempts; ``claims`` counts all, ``ends`` counts their causes since
 the trial was last retried by a person.
