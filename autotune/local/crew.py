@@ -14,7 +14,7 @@ from pathlib import Path
 
 from autotune import home
 from autotune.clock import SystemClock
-from autotune.errors import InputError, WorkerError
+from autotune.errors import InputError, StoreUnreachableError, WorkerError
 from autotune.store.base import CampaignRecord
 from autotune.store.mongo import URI_VARIABLE, MongoStore
 from autotune.trial import CampaignState
@@ -184,7 +184,10 @@ class Crew:
         """
         end_s = _CLOCK.monotonic_s() + timeout_s
         while _CLOCK.monotonic_s() < end_s:
-            at_work = self._at_work(store)
+            try:
+                at_work = self._at_work(store)
+            except StoreUnreachableError:
+                at_work = False
             for member in self.members:
                 if member.process is not None and member.process.poll():
                     return member
