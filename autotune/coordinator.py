@@ -13,6 +13,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from autotune.clock import Clock, SystemClock
@@ -91,6 +92,7 @@ class Coordinator:
         self._record: CampaignRecord | None = None
         self._slots: dict[str, int] | None = None
         self._answered_s = -math.inf
+        self._away_s = AWAY_S
         self._wait_s = _TICK_S
 
     def run(self, stop: threading.Event) -> CampaignState | None:
@@ -144,7 +146,8 @@ class Coordinator:
         if record is None or not only_trials or now_s - self._read_s >= _RECORD_S:
             record = self._record = self._store.campaigns.get(self._name)
             now_s = self._read_s = self._clock.monotonic_s()
-        self._note_absence(self._answered_s + self._wait_s, record)  # also where the driver rode it out, without error
+        self._away_s = min(AWAY_S, _setting(record, "lease", "duration_s") / 2)
+        self._note_absence(self._answered_s + self._wait_s)  # also where the driver rode it out, and no error came
         self._answered_s = now_s
         if not only_trials or now_s - self._looked_s >= _LOOK_S:
             self._looked_s, self._slots = now_s, None
@@ -158,20 +161,20 @@ class Coordinator:
                 message = record.message or f"the campaign is {record.state}"
                 self._store.trials.cancel(self._name, message, state=record.state)
             return record.state
-        asked_s = self._clock.monotonic_s()
-        if not self._lead():
+        with self._asking():
+            leads = self._lead()
+        if not leads:
             return record.state
-        self._note_absence(asked_s, record)  # it may be the first call to a store that hangs
         if self._slots is None:
             self._reap(record)
-            self._slots = self._free_slots()
+            with self._asking():
+                self._slots = self._free_slots()
         if record.revision != self._revision:
             self._revision = record.revision
             self._mirror.forget()
         free = self._slots
-        asked_s = self._clock.monotonic_s()
-        trials = self._mirror.refresh()
-        self._note_absence(asked_s, record)
+        with self._asking():
+            trials = self._mirror.refresh()
         if self._space is None:
             self._space = parse_space(record.space)
         size = self._space.size
@@ -217,17 +220,26 @@ class Coordinator:
             elif isinstance(action, Promote):
                 names = {"campaign": self._name, "number": action.number, "rung": action.rung}
                 target = target_of(schedule, action.resource)
-                if self._store.trials.promote(self._name, action.number, action.rung, target):
+                with self._asking():
+                    promoted = self._store.trials.promote(self._name, action.number, action.rung, target)
+                if promoted:
                     _log.info("promoted", extra={"action": "promote", **names})
             elif self._store.trials.prune(self._name, action.number, self._mirror[action.number].rung):
                 _log.info("pruned", extra={"action": "prune", "campaign": self._name, "number": action.number})
         if proposals and self._space is not None:
             self._propose(record, self._space, trials, proposals)
 
-    def _note_absence(self, since_s: float, record: CampaignRecord) -> None:
-        """Take in that the store has just answered, to what was asked at `since_s`; so long it may have been away."""
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """For what is asked of the store: each of these may be the first call to one that hangs."""
+        asked_s = self._clock.monotonic_s()
+        yield
+        self._note_absence(asked_s)
+
+    def _note_absence(self, since_s: float) -> None:
+        """Take in that the store has just answered, to what was asked at `since_s`: so long it may have been away."""
         now_s = self._clock.monotonic_s()
-        if now_s - since_s > min(AWAY_S, _setting(record, "lease", "duration_s") / 2):
+        if now_s - since_s > self._away_s:
             self._connected_s = now_s
 
     def _reap(self, record: CampaignRecord) -> None:
@@ -300,7 +312,9 @@ class Coordinator:
                 })  # fmt: skip
                 history.put(Observation(number=number, params=params, state=str(TrialState.QUEUED), loss=None))
                 number += 1
-            if not self._write(proposals) or self._exhausted:
+            with self._asking():
+                written = self._write(proposals)
+            if not written or self._exhausted:
                 return
 
     def _write(self, proposals: list[dict[str, Any]]) -> bool:
@@ -327,7 +341,8 @@ class Coordinator:
         self._record = None  # where it does not end, that is because somebody has changed it
         if self._mirror.active:  # first, so that a successor ends it again
             running, revision = CampaignState.RUNNING, record.revision
-            self._store.trials.cancel(self._name, todo.message, state=running, revision=revision)
+            if self._store.trials.cancel(self._name, todo.message, state=running, revision=revision) is None:
+                return running  # somebody changed its trials or its budget, or paused it, meanwhile
             if todo.spent is not None:  # what finished until that moment counts
                 todo = out_of_time(self._mirror.refresh(), todo.spent)
         state = todo.end or CampaignState.FINISHED

@@ -296,6 +296,8 @@ class Agent:
             repeated=kept is not None,
         )
         self._tokens[slot.index] = None
+        if trial is None and kept is not None:  # what is queued may be what that token has lost
+            return self._claim(slot, running)
         return trial
 
     def _run_alone(self, trial: Trial, record: CampaignRecord, slot: Slot, held: Held) -> None:

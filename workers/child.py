@@ -80,7 +80,7 @@ def main(channel: Channel, request: Mapping[str, Any]) -> int:
         target=kept.get("target"), every=kept.get("every"), saved=sender.saved,
     ) if kept else None  # fmt: skip
     threading.Thread(target=sender.listen, name="agent", daemon=True).start()
-    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)  # writes the stacks, then ends the process
+    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
     timing: dict[str, float] = {}
     loading = True
     try:

@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 GRACE_S = 3.0
 _POLITE_S = 1.0
+_DUMP_S = 0.3
+_STACKS = "most recent call first"
 _STATUS_S = 10.0
 """How long the end of a training is waited for whose channel is closed: without its status nobody knows its cause."""
 _POLL_S = 0.25
@@ -129,11 +131,20 @@ class Runner:
     def _put_down(self, child: Child) -> Message | None:
         """End a training that the watchdog gave up; its log says where it was. A result that it sent counts."""
         if self._verdict is not None and self._verdict.cause is not Cause.LOST:  # one that is stopped cannot write
-            child.send_signal(signal.SIGUSR1)  # `workers.child` writes the stacks of all threads, and ends
-            child.ended.wait(GRACE_S)
+            child.send_signal(signal.SIGUSR1)  # `workers.child` writes the stacks of all threads
+            self._wait_for_stacks(child)
         child.terminate(GRACE_S)
         last = self._rest(child)
         return last if last is not None and ("result" in last or "paused" in last) else None
+
+    def _wait_for_stacks(self, child: Child) -> None:
+        """Wait until the stacks are in its log and that grows no more; not for long."""
+        end_s, before = time.monotonic() + GRACE_S, None
+        while time.monotonic() < end_s and not child.ended.wait(_DUMP_S):
+            tail = child.log_tail()
+            if _STACKS in tail and tail == before:
+                return
+            before = tail
 
     def _rest(self, child: Child) -> Message | None:
         """Take the reports that an ended child had sent; return its last message, or None when it died without one."""

@@ -25,6 +25,8 @@ STEADY_S = 300.0
 DEVICES = re.compile(r"^(auto|cpu|[0-9A-Za-z-]+(,[0-9A-Za-z-]+)*)$")
 STOP_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 30.0
+SETTLED_S = 2.0
+"""A worker that is known refuses a campaign soon, or never."""
 GRACE_S = 1.0
 """So long running trials may go on when the local workers are asked to end."""
 
@@ -176,34 +178,35 @@ class Crew:
         return any(m.process is not None and m.process.poll() is None for m in workers)
 
     def failed_at_start(self, store: MongoStore, timeout_s: float = START_TIMEOUT_S) -> Member | None:
-        """Wait until all are at work, and a process may end with an error before; return that one, or None.
+        """Wait whether a process ends with an error before all are at work, or soon after; return it, or None.
 
         Args:
             store: Where they say that they are at work.
-            timeout_s: So long they may take for it; None is returned then, too.
+            timeout_s: So long they may take for it.
         """
-        end_s = _CLOCK.monotonic_s() + timeout_s
+        end_s, all_there = _CLOCK.monotonic_s() + timeout_s, False
         while _CLOCK.monotonic_s() < end_s:
-            try:
-                at_work = self._at_work(store)
-            except StoreUnreachableError:
-                at_work = False
             for member in self.members:
                 if member.process is not None and member.process.poll():
                     return member
-            if at_work:
-                break
+            if not all_there and self._at_work(store):
+                all_there = True
+                end_s = _CLOCK.monotonic_s() + SETTLED_S
             _CLOCK.wait(threading.Event(), 0.1)
         return None
 
     def _at_work(self, store: MongoStore) -> bool:
-        """Return whether somebody leads the campaign and each worker serves it, or has ended well."""
-        live = {(w.host, w.pid) for w in store.workers.live(self.campaign)}
+        """Return whether somebody leads the campaign and each worker is known, or has ended well."""
         processes = [m.process for m in self.members if m.role != "coordinator" and m.process is not None]
-        begun = all((socket.gethostname(), p.pid) in live or p.poll() == 0 for p in processes)
-        if not begun or store.leaders.leader(self.campaign) is not None:
-            return begun
-        return store.campaigns.get(self.campaign).state is not CampaignState.RUNNING
+        try:
+            known = {(w.host, w.pid) for w in store.workers.live(self.campaign)}
+            if not all((socket.gethostname(), p.pid) in known or p.poll() == 0 for p in processes):
+                return False
+            if store.leaders.leader(self.campaign) is not None:
+                return True
+            return store.campaigns.get(self.campaign).state is not CampaignState.RUNNING
+        except StoreUnreachableError:
+            return False
 
     def ask_to_stop(self) -> None:
         """Ask all to end in good order: workers give their trials back. Once only: asking twice means at once."""

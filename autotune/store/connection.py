@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,9 @@ from urllib.parse import unquote_plus
 import pymongo
 from bson.errors import BSONError
 from pymongo import errors as driver
+from pymongo.client_session import ClientSession
 from pymongo.database import Database
+from pymongo.read_concern import ReadConcern
 from pymongo.uri_parser import parse_uri
 from pymongo.write_concern import WriteConcern
 
@@ -26,6 +29,7 @@ DEFAULT_DATABASE = "autotune"
 AT_ONCE = WriteConcern(w=1)
 """For a write that needs not outlive its server, or that one with the usual concern follows: half the cost."""
 CONNECT_TIMEOUT_S = 5.0
+TRANSACTION_S = 20.0
 URI_VARIABLE = "AUTOTUNE_STORE"
 FILE_VARIABLE = "AUTOTUNE_STORE_FILE"
 
@@ -37,6 +41,8 @@ _BROKEN_DOCUMENT = 121
 _TRANSIENT = frozenset({6, 7, 64, 89, 91, 134, 189, 262, 9001, 10058, 10107, 11600, 11602, 13435, 13436})
 """Codes of a server that is going away, changing its primary, or was too slow to say that a write is safe."""
 
+_AGAIN_S = 0.02
+_AGAIN_LABELS = ("RetryableWriteError", "TransientTransactionError")
 _READS = frozenset({"find", "aggregate", "count", "distinct", "listCollections", "listIndexes", "getMore"})
 _WRITES = frozenset({"insert", "update", "delete", "findAndModify"})
 
@@ -111,6 +117,32 @@ class Connection:
         """Close all sockets."""
         self.client.close()
 
+    def transaction(self, action: Callable[[ClientSession], _R]) -> _R:
+        """Do what an action reads and writes at one moment, again where somebody wrote the same; return its value.
+
+        As `ClientSession.with_transaction`, which goes on for two minutes while the store is away.
+
+        Args:
+            action: Passes the session to every call. It may be called several times.
+
+        Raises:
+            pymongo.errors.PyMongoError: What still stands in the way after `TRANSACTION_S`, or what another try would
+                not change. Where it is a `ConnectionFailure`, the transaction may have been carried out.
+        """
+        end_s = time.monotonic() + TRANSACTION_S
+        safe = WriteConcern(w="majority", j=True, wtimeout=60_000)
+        with self.client.start_session() as session:
+            while True:
+                try:
+                    with session.start_transaction(read_concern=ReadConcern("snapshot"), write_concern=safe):
+                        value = action(session)
+                        _commit(session, end_s)
+                        return value
+                except driver.PyMongoError as error:
+                    if not error.has_error_label("TransientTransactionError") or time.monotonic() > end_s:
+                        raise
+                time.sleep(_AGAIN_S)
+
     @contextmanager
     def mapped(self) -> Iterator[None]:
         """Turn the driver's errors into ours."""
@@ -123,6 +155,16 @@ class Connection:
                 f"the store at {self.address} cannot hold this: {_one_line(error)}; send plain JSON values, "
                 "integers below 2**63 and at most 16 MB at a time"
             ) from error
+
+
+def _commit(session: ClientSession, end_s: float) -> None:
+    """Commit, again while nobody knows whether that was done, until a time."""
+    while True:
+        try:
+            return session.commit_transaction()
+        except driver.PyMongoError as error:
+            if not error.has_error_label("UnknownTransactionCommitResult") or time.monotonic() > end_s:
+                raise
 
 
 def named_uri(given: str | None = None) -> str | None:
@@ -247,8 +289,11 @@ def map_error(error: driver.PyMongoError, address: str) -> Exception:
             return StoreSetupError(f"the store at {address} refused the user: {_not_allowed(message)}")
         if error.code == _BROKEN_DOCUMENT:
             return StoreError(f"the store at {address} refused a document that breaks its validator: {message}")
-        if error.has_error_label("RetryableWriteError") or error.code in _TRANSIENT:
-            return StoreUnreachableError(f"the store at {address} is changing its primary; try again ({message})")
+        transient = any(error.has_error_label(label) for label in _AGAIN_LABELS)
+        if transient or error.timeout or error.code in _TRANSIENT:
+            return StoreUnreachableError(
+                f"the store at {address} is busy or changing its primary; try again ({message})"
+            )
     return StoreError(f"the store at {address} failed: {message}")
 
 

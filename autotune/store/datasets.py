@@ -24,7 +24,6 @@ from pymongo import ASCENDING, DESCENDING, IndexModel, ReplaceOne, ReturnDocumen
 from pymongo.client_session import ClientSession
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 from pymongo.read_concern import ReadConcern
-from pymongo.write_concern import WriteConcern
 
 from autotune.errors import DataError, InputError, NotFoundError, StateError, StoreError, StoreUnreachableError, nearest
 from autotune.store.connection import Connection, mapped
@@ -332,9 +331,7 @@ class Datasets:
             return True
 
         try:
-            with self.connection.client.start_session() as session:
-                safe = WriteConcern(w="majority", j=True, wtimeout=60_000)
-                published = session.with_transaction(move, write_concern=safe)
+            published = self.connection.transaction(move)
         except DuplicateKeyError:  # another push of this content was published under another id
             self._pushes.delete_one({"_id": dataset.sha256, "files_id": dataset.id})
             published = False

@@ -10,7 +10,6 @@ from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.client_session import ClientSession
 from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
-from pymongo.write_concern import WriteConcern
 
 from autotune.errors import StoreError
 from autotune.store.archives import PIECE, Archive
@@ -128,10 +127,8 @@ class GridShelf:
             return True
 
         try:
-            with self._connection.client.start_session() as session:
-                safe = WriteConcern(w="majority", j=True, wtimeout=60_000)
-                if session.with_transaction(move, write_concern=safe):
-                    return
+            if self._connection.transaction(move):
+                return
         except DuplicateKeyError:  # another writer of this content was faster; the collector drops these chunks
             if self.touch(archive.sha256, archive.size):
                 return

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pymongo.client_session import ClientSession
-from pymongo.read_concern import ReadConcern
-from pymongo.write_concern import WriteConcern
 
 from autotune.lifecycle import Event, sources, target
 from autotune.store.connection import mapped
@@ -113,8 +111,8 @@ class TrialSteering(TrialReads):
         *,
         state: CampaignState | None = None,
         revision: int | None = None,
-    ) -> int:
-        """Cancel every trial of a campaign that has not ended; return how many. Workers notice when they renew.
+    ) -> int | None:
+        """Cancel every trial of a campaign that has not ended. Workers notice when they renew.
 
         Args:
             campaign: Name of the campaign.
@@ -123,6 +121,9 @@ class TrialSteering(TrialReads):
                 cancellation: a trial that is queued after the campaign was changed is not cancelled by somebody who
                 has seen it as it was before.
             revision: As in `Campaigns.set_state`; None: at any.
+
+        Returns:
+            How many were cancelled, or None when the campaign is not as it was seen.
         """
         if state is None:
             return self._cancel(campaign, message)
@@ -131,17 +132,11 @@ class TrialSteering(TrialReads):
             query["revision"] = revision
         campaigns = self.connection.database["campaigns"]
 
-        def check_and_cancel(session: ClientSession) -> int:
-            if campaigns.find_one(query, {"_id": 1}, session=session) is None:
-                return 0
-            return self._cancel(campaign, message, session)
+        def check_and_cancel(session: ClientSession) -> int | None:
+            seen = campaigns.find_one(query, {"_id": 1}, session=session)
+            return None if seen is None else self._cancel(campaign, message, session)
 
-        with self.connection.client.start_session() as session:
-            return session.with_transaction(
-                check_and_cancel,
-                read_concern=ReadConcern("snapshot"),
-                write_concern=WriteConcern(w="majority", j=True, wtimeout=60_000),
-            )
+        return self.connection.transaction(check_and_cancel)
 
     def _cancel(self, campaign: str, message: str, session: ClientSession | None = None) -> int:
         done = self._trials.update_many(

@@ -129,6 +129,20 @@ def test_detached_campaigns_run_in_the_background(run_cli: Cli, store: MongoStor
     assert _numbers(store) == list(range(8))
 
 
+def test_a_detached_worker_that_refuses_the_campaign_is_told(run_cli: Cli, store: MongoStore, tmp_path: Path) -> None:
+    """Also where somebody leads already, so that the worker is the only one that is waited for."""
+    file = write_campaign(tmp_path)
+    assert run_cli("launch", str(file), "--workers", "0", "--detach").returncode == 0
+    until(lambda: store.leaders.leader("sine") is not None)
+    (tmp_path / "objectives.py").write_text("def sine(trial):\n    return 0.0\n")
+    done = run_cli("resume", "sine", "--detach")
+    assert done.returncode == 1
+    assert "the worker-0 ended at once" in done.stderr
+    assert "source of" in done.stderr
+    store.campaigns.set_state("sine", CampaignState.CANCELLED, expected=[CampaignState.RUNNING])
+    until(lambda: store.leaders.leader("sine") is None)
+
+
 def test_a_small_space_ends_as_exhausted(run_cli: Cli, store: MongoStore, tmp_path: Path) -> None:
     space = {"x": {"choice": [0.0, 1.0, 2.0]}, "y": {"int": [1, 4]}}
     file = write_campaign(tmp_path, space=space, budget={"max_trials": 100}, search={"algorithm": "tpe", "seed": 0})

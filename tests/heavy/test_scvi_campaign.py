@@ -6,6 +6,7 @@ import csv
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,9 +44,9 @@ def test_twelve_trials_whatever_is_killed(
     with background(tmp_path, store_uri, "launch", "cortex.yaml", "--workers", "2") as launch:
         until(lambda: store.campaigns.find() and store.trials.counts("cortex").get(TrialState.FINISHED, 0) >= 2, 240)
         victim = store.workers.live("cortex")[0]
-        os.kill(victim.pid, signal.SIGSTOP)
-        held = [t.number for t in store.trials.find("cortex", [TrialState.RUNNING]) if t.lease.owner == victim.id]
         os.kill(victim.pid, signal.SIGKILL)
+        time.sleep(1.0)  # what it had sent is carried out
+        held = [t.number for t in store.trials.find("cortex", [TrialState.RUNNING]) if t.lease.owner == victim.id]
         for number in held:
             run_out(store, number, "cortex")
         assert launch.wait(400) == 0

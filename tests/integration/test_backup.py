@@ -597,6 +597,7 @@ def test_a_restored_campaign_finishes_to_exactly_its_budget(
     for trial in held:
         assert trial.lease is not None
         expire(target, trial.lease)
+    assert target.trials.reap("demo") == [t.number for t in held]
     with coordinating(target), working(target, 2):
         wait_until(lambda: target.campaigns.get("demo").state is CampaignState.FINISHED, "the end of the campaign")
     trials = assert_exact(target, 12)

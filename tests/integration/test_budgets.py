@@ -97,7 +97,7 @@ def test_device_hours_count_every_attempt_and_its_share(
     store: MongoStore, store_uri: str, launch: Launch, tmp_path: Path
 ) -> None:
     """Two slots that share a device use one second of it per second."""
-    launch("naps", device_s=3600.0)
+    launch("naps", trials=10_000, device_s=3600.0)
     command = worker_command("--slots-per-device", "2", "--once", "--campaign", "demo")
     with coordinating(store), process(command, store_uri, tmp_path / "log") as worker:
         wait_until(lambda: store.trials.counts("demo").get(TrialState.FINISHED, 0) > 1, "two finished trials")
@@ -108,7 +108,7 @@ def test_device_hours_count_every_attempt_and_its_share(
         assert worker.wait(60) == 0
     trials = store.trials.find("demo")
     finished = sum(t.state is TrialState.FINISHED for t in trials)
-    text = f"the budget of {budget_s / 3600:.4g} device hours is used up; {finished} of 100 trials finished"
+    text = f"the budget of {budget_s / 3600:.4g} device hours is used up; {finished} of 10000 trials finished"
     assert record.message == text
     assert finished > 1
     assert {t.state for t in trials} <= {TrialState.FINISHED, TrialState.CANCELLED}

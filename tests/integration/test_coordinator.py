@@ -149,7 +149,7 @@ def test_a_campaign_is_read_anew_when_it_changed_or_after_a_while(
     assert coordinator.step() is CampaignState.PAUSED
 
 
-@pytest.mark.parametrize("call", ["read", "lead", "between two looks"])
+@pytest.mark.parametrize("call", ["campaigns.get", "leaders.lead", "workers.live", "trials.marks", "between two looks"])
 def test_no_trial_is_given_back_just_after_the_store_hung(
     store: MongoStore, make_campaign: Make, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -163,17 +163,18 @@ def test_no_trial_is_given_back_just_after_the_store_hung(
     for _ in range(7):
         clock.advance(0.5)
         coordinator.step()
-    expire(store, lease)  # without the fault below it would be given back now
     clock.advance(0.5)  # the lead is due, too
     hung_s = 2.0
     if call == "between two looks":
         clock.advance(hung_s)
+        expire(store, lease)
     else:
-        part, name = (store.campaigns, "get") if call == "read" else (store.leaders, "lead")
+        part, name = getattr(store, call.split(".")[0]), call.split(".")[1]
         real = getattr(part, name)
 
         def hang(*args: Any) -> Any:
             clock.advance(hung_s)
+            expire(store, lease)
             return real(*args)
 
         monkeypatch.setattr(part, name, hang)
@@ -184,6 +185,22 @@ def test_no_trial_is_given_back_just_after_the_store_hung(
         assert store.trials.get("demo", 0).state is TrialState.RUNNING
         clock.advance(1.0)
         coordinator.step()
+    assert store.trials.get("demo", 0).state is TrialState.QUEUED
+
+
+def test_a_trial_whose_lease_runs_out_is_given_back_at_the_next_look(store: MongoStore, make_campaign: Make) -> None:
+    make_campaign(max_trials=1, lease={"duration_s": 3.0, "renewal_s": 0.5})
+    _register(store)
+    clock = ManualClock()
+    coordinator = Coordinator(store, "demo", clock)
+    coordinator.step()
+    lease = claim(store, "demo")
+    for _ in range(7):
+        clock.advance(0.5)
+        coordinator.step()
+    expire(store, lease)
+    clock.advance(0.5)
+    coordinator.step()
     assert store.trials.get("demo", 0).state is TrialState.QUEUED
 
 

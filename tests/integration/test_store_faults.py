@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from autotune.errors import StoreSetupError, StoreUnreachableError
+from autotune.store import connection as connection_module
 from autotune.store.mongo import MongoStore
-from autotune.testing.helpers import CAMPAIGN, LONG_S, expire, failure, propose, result, running
+from autotune.testing.helpers import CAMPAIGN, LONG_S, campaign_record, expire, failure, propose, result, running
 from autotune.testing.servers import fail_point, faulty_server
-from autotune.trial import Cause, Report, TrialState
+from autotune.trial import CampaignState, Cause, Report, TrialState
 
 BROKEN = {"code": 9001, "errmsg": "socket exception"}
 BEFORE: dict[str, Any] = {"closeConnection": True}
@@ -68,6 +70,31 @@ def test_reports_whose_reply_is_lost_are_written_once(faulty: MongoStore, fault:
     with fail_point(faulty, ["update"], **fault):
         faulty.reports.add(lease, [Report(step=1, metrics={"loss": 1.0})])
     assert [r.step for r in faulty.reports.curve(CAMPAIGN, 0)] == [1]
+
+
+@pytest.mark.parametrize("command", ["find", "update", "commitTransaction"])
+def test_a_cancellation_is_done_once_whatever_part_of_it_is_lost(faulty: MongoStore, command: str) -> None:
+    faulty.campaigns.create(campaign_record())
+    running(faulty, 0)
+    propose(faulty, 1)
+    with fail_point(faulty, [command], times=2, **BEFORE):
+        assert faulty.trials.cancel(CAMPAIGN, "enough", state=CampaignState.RUNNING) == 2
+    assert faulty.trials.counts(CAMPAIGN) == {TrialState.CANCELLED: 2}
+
+
+@pytest.mark.parametrize("fault", [BEFORE, {"errorCode": 112, "errorLabels": ["TransientTransactionError"]}])
+def test_a_cancellation_that_does_not_get_through_is_given_up(
+    faulty: MongoStore, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]
+) -> None:
+    """The driver by itself would try for two minutes; a coordinator has other things to do."""
+    monkeypatch.setattr(connection_module, "TRANSACTION_S", 2.0)
+    faulty.campaigns.create(campaign_record())
+    running(faulty, 0)
+    began_s = time.monotonic()
+    with fail_point(faulty, ["update"], times=1_000_000, **fault), pytest.raises(StoreUnreachableError):
+        faulty.trials.cancel(CAMPAIGN, state=CampaignState.RUNNING)
+    assert time.monotonic() - began_s < 60.0
+    assert faulty.trials.get(CAMPAIGN, 0).state is TrialState.RUNNING
 
 
 def test_a_claim_lost_for_good_is_held_until_its_lease_runs_out(faulty: MongoStore) -> None:

@@ -171,8 +171,13 @@ def naps(trial: Trial) -> float:
 
 
 def hungry_first(trial: Trial) -> float:
-    """Run out of memory in the first attempts of some trials; later attempts of these take their time."""
+    """Run out of memory in the first attempts of some trials; later attempts of these take their time.
+
+    The first attempts of the trials below the parameter ``together`` wait as `holds` does.
+    """
     hungry = trial.number in trial.params["hungry"]
+    if trial.attempt == 0 and trial.number < trial.params.get("together", 0):
+        holds(trial)
     with _written_down(trial):
         _NEVER.wait(0.8 if hungry and trial.attempt else 0.2)
         if hungry and trial.attempt == 0:
