@@ -102,7 +102,8 @@ def test_failure_is_in_the_store(store: MongoStore, launch: Launch) -> None:
 def test_causes(
     store: MongoStore, launch: Launch, monkeypatch: pytest.MonkeyPatch, do: str, cause: str, message: str, attempts: int
 ) -> None:
-    monkeypatch.setattr("workers.runner._POLITE_S", 0.1)
+    for name in ("_POLITE_S", "GRACE_S"):
+        monkeypatch.setattr(f"workers.runner.{name}", 0.1)
     launch(do, max_trials=1)
     with coordinating(store), working(store):
         wait_for_campaign(store, CampaignState.FAILED)
