@@ -159,7 +159,7 @@ class Coordinator:
         if record.state is not CampaignState.RUNNING:
             if record.state in (CampaignState.CANCELLED, CampaignState.FAILED):
                 message = record.message or f"the campaign is {record.state}"
-                self._store.trials.cancel(self._name, message, state=record.state)
+                self._store.trials.cancel_if(self._name, message, state=record.state)
             return record.state
         with self._asking():
             leads = self._lead()
@@ -341,7 +341,7 @@ class Coordinator:
         self._record = None  # where it does not end, that is because somebody has changed it
         if self._mirror.active:  # first, so that a successor ends it again
             running, revision = CampaignState.RUNNING, record.revision
-            if self._store.trials.cancel(self._name, todo.message, state=running, revision=revision) is None:
+            if self._store.trials.cancel_if(self._name, todo.message, state=running, revision=revision) is None:
                 return running  # somebody changed its trials or its budget, or paused it, meanwhile
             if todo.spent is not None:  # what finished until that moment counts
                 todo = out_of_time(self._mirror.refresh(), todo.spent)

@@ -91,7 +91,7 @@ def cancel(store: MongoStore, name: str) -> tuple[bool, int]:
     """
     expected = [CampaignState.RUNNING, CampaignState.PAUSED]
     moved = store.campaigns.set_state(name, CampaignState.CANCELLED, expected=expected, who=who())
-    dropped = store.trials.cancel(name, "the campaign was cancelled") or 0
+    dropped = store.trials.cancel(name, "the campaign was cancelled")
     return moved or dropped > 0, dropped
 
 

@@ -30,6 +30,7 @@ AT_ONCE = WriteConcern(w=1)
 """For a write that needs not outlive its server, or that one with the usual concern follows: half the cost."""
 CONNECT_TIMEOUT_S = 5.0
 TRANSACTION_S = 20.0
+"""So long a transaction is tried again."""
 URI_VARIABLE = "AUTOTUNE_STORE"
 FILE_VARIABLE = "AUTOTUNE_STORE_FILE"
 

@@ -104,29 +104,27 @@ class TrialSteering(TrialReads):
         return done.modified_count == 1
 
     @mapped
-    def cancel(
-        self,
-        campaign: str,
-        message: str = "cancelled",
-        *,
-        state: CampaignState | None = None,
-        revision: int | None = None,
+    def cancel(self, campaign: str, message: str = "cancelled") -> int:
+        """Cancel every trial of a campaign that has not ended; return how many. Workers notice when they renew."""
+        return self._cancel(campaign, message)
+
+    @mapped
+    def cancel_if(
+        self, campaign: str, message: str, *, state: CampaignState, revision: int | None = None
     ) -> int | None:
-        """Cancel every trial of a campaign that has not ended. Workers notice when they renew.
+        """Cancel as `cancel` does, if the campaign is as it was seen, at the moment of the cancellation.
+
+        A trial that is queued after the campaign was changed is not cancelled by somebody who saw it as it was before.
 
         Args:
             campaign: Name of the campaign.
             message: Why, kept with the attempts that run.
-            state: Only if the campaign is in this state, and at `revision`; both are judged at the moment of the
-                cancellation: a trial that is queued after the campaign was changed is not cancelled by somebody who
-                has seen it as it was before.
-            revision: As in `Campaigns.set_state`; None: at any.
+            state: The state that it must be in.
+            revision: As in `Campaigns.set_state`; None: any.
 
         Returns:
             How many were cancelled, or None when the campaign is not as it was seen.
         """
-        if state is None:
-            return self._cancel(campaign, message)
         query: dict[str, Any] = {"_id": campaign, "state": str(state)}
         if revision is not None:
             query["revision"] = revision

@@ -287,8 +287,8 @@ class AttemptContract:
         running(store, 0)
         propose(store, 1)
         running_state = CampaignState.RUNNING
-        assert store.trials.cancel(CAMPAIGN, state=CampaignState.FAILED) is None
-        assert store.trials.cancel(CAMPAIGN, state=running_state, revision=record.revision + 1) is None
-        assert store.trials.cancel("another", state=running_state) is None
-        assert store.trials.cancel(CAMPAIGN, "enough", state=running_state, revision=record.revision) == 2
+        assert store.trials.cancel_if(CAMPAIGN, "late", state=CampaignState.FAILED) is None
+        assert store.trials.cancel_if(CAMPAIGN, "late", state=running_state, revision=record.revision + 1) is None
+        assert store.trials.cancel_if("another", "late", state=running_state) is None
+        assert store.trials.cancel_if(CAMPAIGN, "enough", state=running_state, revision=record.revision) == 2
         assert {t.state for t in store.trials.find(CAMPAIGN)} == {TrialState.CANCELLED}

@@ -105,7 +105,7 @@ def test_device_hours_count_every_attempt_and_its_share(
         budget_s = used_s + 2.0
         store.campaigns.extend("demo", Extension(max_device_hours=budget_s / 3600))
         record = wait_for_campaign(store, CampaignState.FINISHED)
-        assert worker.wait(60) == 0
+        assert worker.wait(30) == 0
     trials = store.trials.find("demo")
     finished = sum(t.state is TrialState.FINISHED for t in trials)
     text = f"the budget of {budget_s / 3600:.4g} device hours is used up; {finished} of 10000 trials finished"
@@ -122,7 +122,7 @@ def test_what_finishes_while_the_campaign_ends_is_counted(
 ) -> None:
     """Between the look that finds the budget used up and the end of what runs."""
     launch("hangs", run_s=3600.0)
-    name, cancel = "demo", type(store.trials).cancel
+    name, cancel_if = "demo", type(store.trials).cancel_if
     leases = []
     for number in range(2):
         store.trials.propose(name, number, {"x": float(number)}, f"h{number}", seed=0)
@@ -132,9 +132,9 @@ def test_what_finishes_while_the_campaign_ends_is_counted(
 
     def late(self: Any, campaign: str, message: str, **seen: Any) -> Any:
         self.finish(leases[0], result(1.0))
-        return cancel(self, campaign, message, **seen)
+        return cancel_if(self, campaign, message, **seen)
 
-    monkeypatch.setattr(type(store.trials), "cancel", late)
+    monkeypatch.setattr(type(store.trials), "cancel_if", late)
     leave(store, 0.0)
     coordinator = Coordinator(store, name)
     wait_until(lambda: coordinator.step() is CampaignState.FINISHED, "the end of the campaign")

@@ -149,11 +149,8 @@ def test_a_campaign_is_read_anew_when_it_changed_or_after_a_while(
     assert coordinator.step() is CampaignState.PAUSED
 
 
-@pytest.mark.parametrize("call", ["campaigns.get", "leaders.lead", "workers.live", "trials.marks", "between two looks"])
-def test_no_trial_is_given_back_just_after_the_store_hung(
-    store: MongoStore, make_campaign: Make, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
-    """Workers could not renew their leases either; they have as long for it as a lease lasts."""
+def _with_a_running_trial(store: MongoStore, make_campaign: Make) -> tuple[Coordinator, ManualClock, Lease]:
+    """Return a coordinator that has led a campaign for longer than its leases last, its clock, and a trial's lease."""
     make_campaign(max_trials=1, lease={"duration_s": 3.0, "renewal_s": 0.5})
     _register(store)
     clock = ManualClock()
@@ -163,6 +160,15 @@ def test_no_trial_is_given_back_just_after_the_store_hung(
     for _ in range(7):
         clock.advance(0.5)
         coordinator.step()
+    return coordinator, clock, lease
+
+
+@pytest.mark.parametrize("call", ["campaigns.get", "leaders.lead", "workers.live", "trials.marks", "between two looks"])
+def test_no_trial_is_given_back_just_after_the_store_hung(
+    store: MongoStore, make_campaign: Make, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Workers could not renew their leases either; they have as long for it as a lease lasts."""
+    coordinator, clock, lease = _with_a_running_trial(store, make_campaign)
     clock.advance(0.5)  # the lead is due, too
     hung_s = 2.0
     if call == "between two looks":
@@ -189,15 +195,7 @@ def test_no_trial_is_given_back_just_after_the_store_hung(
 
 
 def test_a_trial_whose_lease_runs_out_is_given_back_at_the_next_look(store: MongoStore, make_campaign: Make) -> None:
-    make_campaign(max_trials=1, lease={"duration_s": 3.0, "renewal_s": 0.5})
-    _register(store)
-    clock = ManualClock()
-    coordinator = Coordinator(store, "demo", clock)
-    coordinator.step()
-    lease = claim(store, "demo")
-    for _ in range(7):
-        clock.advance(0.5)
-        coordinator.step()
+    coordinator, clock, lease = _with_a_running_trial(store, make_campaign)
     expire(store, lease)
     clock.advance(0.5)
     coordinator.step()

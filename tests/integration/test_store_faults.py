@@ -78,7 +78,7 @@ def test_a_cancellation_is_done_once_whatever_part_of_it_is_lost(faulty: MongoSt
     running(faulty, 0)
     propose(faulty, 1)
     with fail_point(faulty, [command], times=2, **BEFORE):
-        assert faulty.trials.cancel(CAMPAIGN, "enough", state=CampaignState.RUNNING) == 2
+        assert faulty.trials.cancel_if(CAMPAIGN, "enough", state=CampaignState.RUNNING) == 2
     assert faulty.trials.counts(CAMPAIGN) == {TrialState.CANCELLED: 2}
 
 
@@ -92,7 +92,7 @@ def test_a_cancellation_that_does_not_get_through_is_given_up(
     running(faulty, 0)
     began_s = time.monotonic()
     with fail_point(faulty, ["update"], times=1_000_000, **fault), pytest.raises(StoreUnreachableError):
-        faulty.trials.cancel(CAMPAIGN, state=CampaignState.RUNNING)
+        faulty.trials.cancel_if(CAMPAIGN, "enough", state=CampaignState.RUNNING)
     assert time.monotonic() - began_s < 60.0
     assert faulty.trials.get(CAMPAIGN, 0).state is TrialState.RUNNING
 

@@ -94,7 +94,7 @@ def test_what_is_retried_while_a_failed_campaign_is_tidied_up_is_not_cancelled(
         assert store.trials.retry(CAMPAIGN, [0]) == [0]
 
     between.after("find", retry)
-    slow.trials.cancel(CAMPAIGN, state=failed)
+    slow.trials.cancel_if(CAMPAIGN, "it failed", state=failed)
     assert [t.state for t in store.trials.find(CAMPAIGN)] == [TrialState.QUEUED, TrialState.CANCELLED]
 
 
