@@ -10,7 +10,7 @@ from autotune.store.mongo import MongoStore
 from benchmarks.chaos import coordinator_kills
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(300)
 def test_killed_coordinators_change_nothing(server_uri: str, tmp_path: Path) -> None:
     figures = coordinator_kills.run(tmp_path, short=True, seed=0)
     assert figures["losses"] == []

@@ -26,7 +26,7 @@ def site(request: pytest.FixtureRequest, server_uri: str, tmp_path_factory: pyte
         pytest.skip(str(error))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("case", _CASES)
 def test_cut_link_loses_nothing(site: Site, case: str, tmp_path: Path) -> None:
     draw = random.Random(1)

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.chaos import skew
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(180)
 def test_skewed_clocks_cost_no_attempt(server_uri: str, tmp_path: Path) -> None:
     try:
         figures = skew.run(tmp_path, short=True, seed=0)

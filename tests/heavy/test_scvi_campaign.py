@@ -6,7 +6,6 @@ import csv
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +44,6 @@ def test_twelve_trials_whatever_is_killed(
         until(lambda: store.campaigns.find() and store.trials.counts("cortex").get(TrialState.FINISHED, 0) >= 2, 240)
         victim = store.workers.live("cortex")[0]
         os.kill(victim.pid, signal.SIGKILL)
-        time.sleep(1.0)  # what it had sent is carried out
         held = [t.number for t in store.trials.find("cortex", [TrialState.RUNNING]) if t.lease.owner == victim.id]
         for number in held:
             run_out(store, number, "cortex")
@@ -56,7 +54,8 @@ def test_twelve_trials_whatever_is_killed(
     assert {t.state for t in trials} == {TrialState.FINISHED}
     assert len({t.config_hash for t in trials}) == 12
     lost = [t.number for t in trials for a in t.attempts if a.cause == "lost"]
-    assert lost == held
+    assert lost == [t.number for t in trials for a in t.attempts if a.cause is not None and a.owner == victim.id]
+    assert set(held) <= set(lost)
     for trial in trials:
         assert trial.score is not None
         assert 500 < trial.score < 5000

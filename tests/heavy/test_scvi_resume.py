@@ -24,7 +24,7 @@ from workers.workloads.scvi.best import BestEpoch
 from workers.workloads.scvi.resume import State, capture, restore
 from workers.workloads.scvi.tensors import read_tensors, write_tensors
 
-pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.heavy
 
 ROOT = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {
@@ -100,7 +100,7 @@ def in_processes(
         capture_output=True,
         text=True,
         check=False,
-        timeout=1200,
+        timeout=240,
         cwd=ROOT,
         env={**os.environ, "PYTHONWARNINGS": "error"},
     )

@@ -79,7 +79,7 @@ def test_result(make: MakeChildren) -> None:
     message, child = run(children, "square")
     assert message is not None
     assert message["result"] == {"score": 4.0, "metrics": {"loss": {"value": 4.0}}, "facts": {}}
-    assert message["timing"]["load_s"] >= 0.0
+    assert {"load_s", "run_s"} <= message["timing"].keys()
     assert child.status == 0
     assert child.peak_rss_kb is not None
     assert not child.log.exists()
@@ -359,7 +359,7 @@ def test_stop_does_not_wait_for_a_slow_import(tmp_path: Path, monkeypatch: pytes
     wait_until((tmp_path / "loading").exists, "start of the import")
     stop.set()
     for thread in threads:
-        thread.join(60)
+        thread.join(5)
     assert errors == ["the worker was stopped before the fork server was ready"] * 2
     wait_for_end([int((tmp_path / "loading").read_text())])
     children.stop()

@@ -27,8 +27,7 @@ from tests.acceptance.support import background, one_line, until, write_campaign
 
 SECRET = "s3cr3t%@:/w0rd"
 SPELLINGS = (SECRET, quote(SECRET, safe=""), "s3cr3t", "w0rd")
-SOON_S = 28.0
-"""Less than the 30 s that the driver would wait by itself."""
+SOON_S = 12.0
 
 
 @pytest.fixture(scope="module")

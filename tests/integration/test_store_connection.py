@@ -44,7 +44,7 @@ def test_an_unreachable_store_is_said_soon_with_its_address_and_no_password(clos
     started_s = time.monotonic()
     with pytest.raises(StoreUnreachableError) as caught:
         MongoStore(f"mongodb://user:{SECRET}@127.0.0.1:{closed_port}/lab")
-    assert time.monotonic() - started_s < 28, "the driver by itself waits 30 s"
+    assert time.monotonic() - started_s < 10
     assert f"127.0.0.1:{closed_port}/lab" in str(caught.value)
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 

@@ -239,7 +239,7 @@ class TrialMachine(RuleBasedStateMachine):
             assert curve == {s: seen for s, seen in expected.reports.items() if s <= last_step}
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(120)
 def test_random_interleavings_match_the_model(store: MongoStore) -> None:
     machine = type("BoundMachine", (TrialMachine,), {"store": store})
     run_state_machine_as_test(  # type: ignore[no-untyped-call]

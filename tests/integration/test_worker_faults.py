@@ -89,7 +89,7 @@ def test_sigterm_gives_the_trial_back(store: MongoStore, store_uri: str, launch:
     with coordinating(store), process(worker_command("--grace", "0"), store_uri, tmp_path / "log") as worker:
         training = process_of(tmp_path / "running-0-0")
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(60) == 0
+        assert worker.wait(20) == 0
         trial = store.trials.get("demo", 0)
     assert trial.state is TrialState.QUEUED
     assert [a.cause for a in trial.attempts] == ["preempted"]
@@ -108,7 +108,7 @@ def test_sigterm_to_worker_and_training_at_once_is_a_preemption(
         os.kill(training, signal.SIGTERM)
         worker.send_signal(signal.SIGTERM)
         worker.send_signal(signal.SIGCONT)
-        assert worker.wait(60) == 0
+        assert worker.wait(20) == 0
         trial = store.trials.get("demo", 0)
     assert [a.cause for a in trial.attempts] == ["preempted"]
 
@@ -126,7 +126,7 @@ def test_second_sigterm_ends_the_worker_at_once(
             worker.send_signal(signal.SIGTERM)
             return worker.poll() is not None
 
-        wait_until(ended, "end of the worker")
+        wait_until(ended, "end of the worker", 10)
         assert worker.returncode == 130
         assert store.trials.get("demo", 0).state is TrialState.RUNNING
     wait_for_end([training])
@@ -148,7 +148,7 @@ def test_worker_that_was_frozen_past_its_lease(
             wait_for_state(store, 0, TrialState.FINISHED)
             frozen.send_signal(signal.SIGCONT)
             wait_for_finish(store)
-            assert frozen.wait(60) == 0
+            assert frozen.wait(20) == 0
     trials = assert_exact(store, 4)
     first, second = trials[0].attempts
     assert (first.cause, second.cause) == ("lost", None)
@@ -168,7 +168,7 @@ def test_worker_that_was_frozen_goes_on_alone(
         worker.send_signal(signal.SIGSTOP)
         run_out(store, 0)
         worker.send_signal(signal.SIGCONT)
-        assert worker.wait(60) == 0
+        assert worker.wait(30) == 0
     trials = assert_exact(store, 3)
     assert [a.cause for a in trials[0].attempts] == ["lost", None]
     wait_for_end([training])

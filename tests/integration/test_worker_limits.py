@@ -35,7 +35,7 @@ from workers.watchdog import Verdict, Watchdog
 
 Launch = Callable[..., CampaignRecord]
 
-LONG_LEASE = {"duration_s": 240.0, "renewal_s": 120.0}
+LONG_LEASE = {"duration_s": 60.0, "renewal_s": 30.0}
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +160,7 @@ def test_frozen_trainer_is_told_from_a_lost_worker(
         wait_for_end([training])
     first, second = assert_exact(store, 2)[0].attempts
     assert (first.cause, second.cause) == ("lost", None)
-    assert first.message == "the training process was stopped by a signal for 240 s while its worker went on"
+    assert first.message == "the training process was stopped by a signal for 60 s while its worker went on"
     assert first.owner == second.owner
     assert store.trials.get("demo", 0).ends == {"lost": 1, "killed": 1}
 
@@ -223,8 +223,8 @@ def test_cancellation_arrives_long_before_the_next_renewal(
         store.campaigns.set_state("demo", CampaignState.CANCELLED, expected=[CampaignState.RUNNING])
         store.trials.cancel("demo", "no longer wanted")
         cancelled_s = time.monotonic()
-        wait_until(lambda: not alive(training), "end of the training", 60)
+        wait_until(lambda: not alive(training), "end of the training", 15)
         took_s = time.monotonic() - cancelled_s
         assert worker.poll() is None
-    assert took_s < LONG_LEASE["renewal_s"] / 2, f"{took_s:.1f} s"
+    assert took_s < 10.0, f"{took_s:.1f} s"
     assert causes(store.trials.get("demo", 0)) == ["stopped"]
